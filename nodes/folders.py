@@ -1,0 +1,55 @@
+"""Which folders of this machine a graph may name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ..training.errors import AtelierError
+
+EXTRA_KEY = "atelier_datasets"
+"""Name under which ``extra_model_paths.yaml`` lists further dataset folders."""
+
+
+def dataset_roots() -> list[Path]:
+    """ComfyUI's input and output folders and those a person listed, as real paths."""
+    roots = [folder_paths.get_input_directory(), folder_paths.get_output_directory()]
+    if EXTRA_KEY in folder_paths.folder_names_and_paths:
+        roots += folder_paths.get_folder_paths(EXTRA_KEY)
+    return [Path(os.path.realpath(root)) for root in roots]
+
+
+def dataset_folder(folder: str) -> Path:
+    """The folder a graph means: a name inside one of the roots, or a full path below one.
+
+    A graph can come from anyone, so it reaches nothing outside the roots, symbolic links included.
+
+    Raises:
+        AtelierError: outside the roots, or in none of them; says where folders may lie.
+    """
+    text = folder.strip()
+    roots = dataset_roots()
+    if not text:
+        raise AtelierError(f"folder is empty. Give the name of a folder in {roots[0]}.")
+    found = None
+    for root in roots:
+        path = Path(os.path.realpath(root / text))
+        if not path.is_relative_to(root):
+            continue
+        if path.is_dir():
+            return path
+        found = found or path
+    if found is None:
+        raise AtelierError(
+            f'folder "{text}" lies outside the folders this pack may read: '
+            f"{', '.join(map(str, roots))}. Move it into ComfyUI's input folder, or list its parent "
+            f"under {EXTRA_KEY} in extra_model_paths.yaml and restart ComfyUI."
+        )
+    raise AtelierError(f'folder: there is no folder "{found}".{_nearby(roots[0])}')
+
+
+def _nearby(root: Path) -> str:
+    names = sorted(p.name for p in root.iterdir() if p.is_dir())[:10] if root.is_dir() else []
+    return f" ComfyUI's input folder holds: {', '.join(names)}." if names else ""

@@ -1,0 +1,44 @@
+"""Where the pack writes: below ComfyUI's output folder, and models/loras when asked to."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import folder_paths
+
+from ..training.errors import AtelierError
+
+
+def run_folder(name: str) -> Path:
+    """``output/atelier/<name>``, with everything that is not a plain file name replaced."""
+    safe = re.sub(r"[^\w.-]+", "_", name).strip("._") or "run"
+    return output_folder() / "atelier" / safe
+
+
+def new_file(filename_prefix: str, extension: str, root: Path) -> Path:
+    """A path below ``root`` that no file has yet: ``<prefix>_00001_<extension>``.
+
+    Raises:
+        AtelierError: the prefix leads out of ``root`` or is empty.
+    """
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(root))
+    except Exception as error:  # the host raises a bare Exception here
+        raise AtelierError(
+            f'filename_prefix "{filename_prefix}" leads out of {root}. '
+            'Use a plain name such as "atelier/my_style".'
+        ) from error
+    if not name:
+        raise AtelierError("filename_prefix is empty or ends in a slash. Give the file a name.")
+    return Path(folder) / f"{name}_{counter:05}_{extension}"
+
+
+def output_folder() -> Path:
+    """ComfyUI's output folder."""
+    return Path(folder_paths.get_output_directory())
+
+
+def loras_folder() -> Path:
+    """The first of ComfyUI's LoRA folders."""
+    return Path(folder_paths.get_folder_paths("loras")[0])

@@ -1,0 +1,114 @@
+"""Nodes that show and keep what was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..training.lora_file import SavePrecision, save_lora
+from ..training.loss_chart import draw_loss_chart
+from .checks import verdict
+from .outputs import loras_folder, new_file, output_folder
+
+CATEGORY = "training/atelier/results"
+
+
+class SaveLoRA(io.ComfyNode):
+    """LORA_MODEL -> .safetensors file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierSaveLoRA",
+            display_name="Save LoRA",
+            category=CATEGORY,
+            is_output_node=True,
+            description=(
+                "Writes the LoRA as a .safetensors file with kohya key names and its training "
+                "settings, readable by ComfyUI, A1111/Forge and diffusers."
+            ),
+            inputs=[
+                io.LoraModel.Input("lora", tooltip="From Train LoRA (or a core training node)."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="atelier/my_lora",
+                    tooltip=(
+                        "Name of the file below ComfyUI's output folder; a number is added so "
+                        "that nothing is overwritten."
+                    ),
+                ),
+                io.Combo.Input(
+                    "save_precision",
+                    options=SavePrecision,
+                    default=SavePrecision.FP16,
+                    tooltip=(
+                        "fp16 is what everyone shares: half the size, no visible difference. bf16 "
+                        "has more range, float (fp32) keeps every digit for continuing later."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "add_to_models_loras",
+                    default=False,
+                    tooltip=(
+                        "Also put a copy into models/loras, where LoraLoader lists it (press R to "
+                        "refresh the list)."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.String.Output("file", tooltip="Full path of the file in the output folder.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str) -> bool | str:
+        return verdict(new_file, filename_prefix, ".safetensors", output_folder())
+
+    @classmethod
+    def execute(
+        cls,
+        lora: Mapping[str, Tensor],
+        filename_prefix: str,
+        save_precision: str,
+        add_to_models_loras: bool,
+    ) -> io.NodeOutput:
+        roots = [output_folder(), loras_folder()] if add_to_models_loras else [output_folder()]
+        files = [new_file(filename_prefix, ".safetensors", root) for root in roots]
+        for file in files:
+            save_lora(file, lora, SavePrecision(save_precision))
+        return io.NodeOutput(str(files[0]), ui=ui.PreviewText("\n".join(map(str, files))))
+
+
+class LossChart(io.ComfyNode):
+    """LOSS_MAP -> picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AtelierLossChart",
+            display_name="Loss Chart",
+            category=CATEGORY,
+            is_output_node=True,
+            description=(
+                "Draws the loss of every step and its moving average. A line that falls and "
+                "flattens is learning; one that climbs is diverging: lower the learning rate. "
+                "Single steps always scatter, since easy and hard noise levels take turns."
+            ),
+            inputs=[
+                io.LossMap.Input("loss_map", tooltip="From Train LoRA (or a core training node)."),
+                io.String.Input(
+                    "title",
+                    default="",
+                    placeholder="title (optional)",
+                    tooltip="Heading of the chart; empty = the number of steps.",
+                ),
+            ],
+            outputs=[io.Image.Output("chart", tooltip="The chart as a picture.")],
+        )
+
+    @classmethod
+    def execute(cls, loss_map: Mapping[str, list[float]], title: str) -> io.NodeOutput:
+        chart = draw_loss_chart(loss_map["loss"], title).unsqueeze(0)
+        return io.NodeOutput(chart, ui=ui.PreviewImage(chart, cls=cls))

@@ -1,0 +1,11 @@
+"""The pack's own wire types; everything else on our wires is ComfyUI's."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+AtelierDataset = io.Custom("ATELIER_DATASET")
+AtelierNetwork = io.Custom("ATELIER_NETWORK")
+AtelierOptimizer = io.Custom("ATELIER_OPTIMIZER")
+AtelierScheduler = io.Custom("ATELIER_SCHEDULER")
+AtelierState = io.Custom("ATELIER_STATE")

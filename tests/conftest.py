@@ -1,0 +1,88 @@
+"""What all tests share.
+
+`lora_atelier` is the name of the pack in tests: `from lora_atelier.training import ...`. Its root
+__init__.py, which imports ComfyUI, is not executed by that; unit tests need torch only.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from comfy_modules import make_importable
+from host import HostServer
+from tiny import tiny_sd15
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests"
+TINY_SD15 = "tiny_sd15.safetensors"
+
+
+def _name_the_pack() -> None:
+    """Let `lora_atelier.x` mean `<root>/x`, without running the root's __init__.py."""
+    pack = types.ModuleType("lora_atelier")
+    pack.__path__ = [str(ROOT)]
+    sys.modules["lora_atelier"] = pack
+    # `python -m pytest` puts the root on the path, where nodes/ would shadow ComfyUI's nodes.py.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+
+_name_the_pack()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by folder, and skip what this machine cannot run."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        if folder in ("host", "e2e"):
+            item.add_marker(folder)
+        if item.get_closest_marker("gpu") and not _cuda():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def comfy() -> Path:
+    """Make ComfyUI's modules importable in this process; the value is ComfyUI's folder.
+
+    Tests under tests/host need not ask for it: there they can be imported from the first line on.
+    """
+    return make_importable()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """The file of a tiny SD1.5 model, see `tiny`."""
+    return tiny_sd15()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[HostServer]:
+    """One ComfyUI server with the pack, for all tests of the session that do not harm it.
+
+    A test that kills or restarts its server uses `own_server`.
+    """
+    with _new_server(tmp_path_factory.mktemp("server"), tiny_checkpoint) as running:
+        yield running
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[HostServer]:
+    """A server of the test's own, not started yet: it may be killed and started again."""
+    server = _new_server(tmp_path, tiny_checkpoint)
+    yield server
+    server.stop()
+
+
+def _new_server(base: Path, checkpoint: Path) -> HostServer:
+    server = HostServer(base)
+    server.put_model(checkpoint, TINY_SD15)
+    return server

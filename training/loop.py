@@ -1,0 +1,178 @@
+"""The training loop: a state and a number of steps give a later state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .batches import Draw
+from .errors import AtelierError
+from .lr_scheduler import build_lr_scheduler
+from .network import build_network
+from .objective import add_noise, draw_timestep, sample_losses
+from .optimizer import build_optimizer
+from .precision import make_accelerator
+from .random_streams import generator
+from .run import Predict, StepRecord, TrainingRun, TrainingState
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+class Listener(Protocol):
+    """Hears of a run as it goes; may raise to end it."""
+
+    def on_micro_step(self) -> None:
+        """Before every forward pass; the place to look for Cancel."""
+
+    def on_step(self, record: StepRecord, last_step: int) -> None:
+        """After every optimizer step."""
+
+    def on_interrupted(self, state: TrainingState) -> None:
+        """The loop is being left by an exception; ``state`` is the last whole step."""
+
+
+class TrainingDiverged(AtelierError):
+    """The numbers of a run are no longer finite."""
+
+
+@torch.inference_mode(False)  # the host runs nodes in inference mode, which enable_grad won't lift
+@torch.enable_grad()
+def train(state: TrainingState, steps: int, listener: Listener) -> TrainingState:
+    """Train on from ``state`` for ``steps`` optimizer steps; ``state`` itself stays as it is."""
+    trainer = _Trainer(state)
+    last_step = state.step + steps
+    try:
+        with state.run.model.training(trainer.network, trainer.dtype) as predict:
+            while trainer.step < last_step:
+                listener.on_step(trainer.train_step(predict, listener.on_micro_step), last_step)
+    except BaseException:
+        listener.on_interrupted(trainer.freeze())
+        raise
+    return trainer.freeze()
+
+
+class _Trainer:
+    """The moving parts of one call of :func:`train`: weights, optimizer, schedule, position."""
+
+    def __init__(self, state: TrainingState) -> None:
+        self.run: TrainingRun = state.run
+        self.step = state.step
+        self.history = list(state.history)
+        spec, model = state.run.spec, state.run.model
+        self.dtype = model.compute_dtype(spec.mixed_precision)
+        self.network = build_network(model.layers, spec.network, spec.seed)
+        self.network.load_state_dict(state.network)
+        self.network.to(model.device)
+        self.accelerator = make_accelerator(model.device, self.dtype)
+        optimizer = build_optimizer(self.network.parameters(), spec.optimizer)
+        self.scheduler = build_lr_scheduler(optimizer, spec.lr_scheduler, spec.max_train_steps)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        if state.optimizer is not None:
+            for name, part in self._stateful().items():
+                part.load_state_dict(deepcopy(state.optimizer[name]))
+
+    def train_step(self, predict: Predict, on_micro_step: Callable[[], None]) -> StepRecord:
+        """One optimizer step over ``gradient_accumulation_steps`` micro-batches."""
+        accumulation = self.run.spec.gradient_accumulation_steps
+        first = self.step * accumulation
+        batches = [self.run.plan.batch(first + i) for i in range(accumulation)]
+        pictures = sum(len(batch) for batch in batches)  # the last batch of an epoch may be short
+        loss = 0.0
+        self.optimizer.zero_grad(set_to_none=True)  # also what an interrupted step left behind
+        for batch in batches:
+            on_micro_step()
+            batch_loss = batch_losses(self.run, batch, predict).sum() / pictures
+            self.accelerator.backward(batch_loss)
+            loss += batch_loss.item()
+        record = StepRecord(
+            self.step + 1, batches[-1][-1].epoch, loss, self._learning_rate(), self._clip()
+        )
+        return self._apply(record)
+
+    def _apply(self, record: StepRecord) -> StepRecord:
+        """Take the optimizer step, unless its numbers are not finite."""
+        scaling = self.accelerator.scaler is not None
+        if not math.isfinite(record.loss) or not (scaling or math.isfinite(record.grad_norm)):
+            raise TrainingDiverged(_divergence_message(record))
+        self.optimizer.step()
+        skipped = self.optimizer.step_was_skipped
+        if not skipped:
+            self.scheduler.step()
+        record = StepRecord(**{**record.__dict__, "skipped": skipped})
+        self.history.append(record)
+        self.step = record.step
+        if len(self.history) >= MAX_SKIPPED_IN_A_ROW and all(
+            r.skipped for r in self.history[-MAX_SKIPPED_IN_A_ROW:]
+        ):
+            raise TrainingDiverged(
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row overflowed in fp16. "
+                "Choose mixed_precision bf16, or a lower unet_lr."
+            )
+        return record
+
+    def _clip(self) -> float:
+        limit = self.run.spec.optimizer.max_grad_norm or math.inf
+        return float(self.accelerator.clip_grad_norm_(self.network.parameters(), limit))
+
+    def _learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = {"optimizer": self.optimizer, "lr_scheduler": self.scheduler}
+        if self.accelerator.scaler is not None:
+            parts["scaler"] = self.accelerator.scaler
+        return parts
+
+    def freeze(self) -> TrainingState:
+        """The present as a value that later steps cannot change."""
+        if self.step == 0:
+            optimizer = None
+        else:
+            optimizer = {name: _copied(p.state_dict()) for name, p in self._stateful().items()}
+        network = {k: _copied(v) for k, v in self.network.state_dict().items()}
+        return TrainingState(self.run, self.step, network, optimizer, tuple(self.history))
+
+
+def batch_losses(run: TrainingRun, batch: list[Draw], predict: Predict) -> Tensor:
+    """[B] weighted loss of each picture of a micro-batch, each under its own caption."""
+    spec, schedule, device = run.spec, run.model.schedule, run.model.device
+    latents, noise, timesteps, conditioning = [], [], [], []
+    for draw in batch:
+        latent = run.latents[draw.image]
+        rng = generator(spec.seed, "noise", draw.epoch, draw.position)
+        timesteps.append(draw_timestep(schedule, rng))
+        noise.append(torch.randn(latent.shape, generator=rng))
+        latents.append(latent)
+        conditioning.append(run.conditioning[run.dataset.samples[draw.image].caption])
+    noised = add_noise(
+        torch.stack(latents).to(device),
+        torch.stack(noise).to(device),
+        torch.tensor(timesteps, device=device),
+        schedule,
+        spec.objective,
+    )
+    return sample_losses(predict(noised.noisy_latents, noised.sigmas, conditioning), noised)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return deepcopy(value)
+
+
+def _divergence_message(record: StepRecord) -> str:
+    what = "loss" if not math.isfinite(record.loss) else "gradient"
+    return (
+        f"Training diverged at step {record.step}: the {what} is not a finite number. "
+        f"The rate was {record.learning_rate:g}: try a tenth of it, a longer warm-up, or "
+        "mixed_precision bf16 or no. Nothing after the last good step was kept."
+    )

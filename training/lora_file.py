@@ -1,0 +1,136 @@
+"""The LoRA file: kohya keys, safetensors, metadata, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from .errors import AtelierError, require
+from .run import TrainingState
+
+
+class SavePrecision(str, Enum):
+    """Number format of the saved file."""
+
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FLOAT = "float"
+
+
+_DTYPES = {
+    SavePrecision.FP16: torch.float16,
+    SavePrecision.BF16: torch.bfloat16,
+    SavePrecision.FLOAT: torch.float32,
+}
+
+
+class TrainedLora(dict[str, Tensor]):
+    """ComfyUI's LORA_MODEL (key -> tensor) that remembers how it was trained.
+
+    Core nodes read it as the plain dict it is; Save LoRA writes ``metadata`` into the file.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        super().__init__(tensors)
+        self.metadata = dict(metadata)
+
+
+def trained_lora(state: TrainingState, base_model: str = "") -> TrainedLora:
+    """The adapters of ``state`` with the metadata other programs look for."""
+    return TrainedLora(state.network, lora_metadata(state, base_model))
+
+
+def lora_metadata(state: TrainingState, base_model: str = "") -> dict[str, str]:
+    """``ss_*`` as kohya-ss/sd-scripts writes them (train_network.py), every value a string."""
+    spec, dataset = state.run.spec, state.run.dataset
+    values = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": spec.network.network_dim,
+        "ss_network_alpha": spec.network.network_alpha,
+        "ss_optimizer": spec.optimizer.optimizer_type.value,
+        "ss_unet_lr": spec.optimizer.unet_lr,
+        "ss_max_grad_norm": spec.optimizer.max_grad_norm,
+        "ss_lr_scheduler": spec.lr_scheduler.lr_scheduler.value,
+        "ss_lr_warmup_steps": spec.lr_scheduler.warmup_steps(spec.max_train_steps),
+        "ss_min_snr_gamma": spec.objective.min_snr_gamma,
+        "ss_mixed_precision": spec.mixed_precision.value,
+        "ss_batch_size_per_device": spec.train_batch_size,
+        "ss_gradient_accumulation_steps": spec.gradient_accumulation_steps,
+        "ss_max_train_steps": spec.max_train_steps,
+        "ss_steps": state.step,
+        "ss_seed": spec.seed,
+        "ss_num_train_images": dataset.images_per_epoch,
+        "ss_num_batches_per_epoch": state.run.plan.batches_per_epoch,
+        "ss_resolution": f"({dataset.resolution}, {dataset.resolution})",
+        "ss_tag_frequency": json.dumps({dataset.name: tag_frequency(state)}, ensure_ascii=False),
+        "ss_sd_model_name": base_model,
+        "ss_training_finished_at": datetime.now(timezone.utc).timestamp(),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.prediction_type": state.run.model.schedule.prediction_type.value,
+        "atelier.dataset_source": dataset.source,
+        "atelier.dataset_license": dataset.license,
+    }
+    return {key: str(value) for key, value in values.items() if value != ""}
+
+
+def tag_frequency(state: TrainingState) -> dict[str, int]:
+    """Tag -> how many pictures of one epoch carry it; what LoRA managers show."""
+    count: Counter[str] = Counter()
+    for sample in state.run.dataset.samples:
+        for tag in {tag.strip() for tag in sample.caption.split(",")} - {""}:
+            count[tag] += sample.num_repeats
+    return dict(count.most_common())
+
+
+def save_lora(
+    path: Path,
+    lora: Mapping[str, Tensor],
+    precision: SavePrecision,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the file beside its final name, flush it, then rename it.
+
+    Args:
+        metadata: added to what the LoRA remembers itself.
+
+    Raises:
+        AtelierError: a weight is not finite, before or after conversion; nothing is written.
+    """
+    tensors = {key: value.to(_DTYPES[precision]).contiguous() for key, value in lora.items()}
+    broken = [key for key, value in tensors.items() if not bool(value.isfinite().all())]
+    require(
+        not broken,
+        f"The LoRA holds numbers that are not finite in save_precision {precision.value} "
+        f"({len(broken)} of {len(tensors)} tensors, e.g. {broken[:1]}). It was not saved: training "
+        "diverged, or fp16 is too narrow; try bf16 or float.",
+    )
+    facts = {**getattr(lora, "metadata", {}), **(metadata or {})}
+    write_whole(path, save(tensors, metadata={"format": "pt", **facts}))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A reader of ``path`` sees the old file or the new one, never a part.
+
+    Raises:
+        AtelierError: the disk is full or the folder cannot be written; the old file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise AtelierError(f'"{path}" could not be written: {error}.') from error

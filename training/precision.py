@@ -1,0 +1,68 @@
+"""Number formats of a run, and the one wrapper around ``accelerate``.
+
+Adapters and their gradients stay float32; the compute type is what activations have inside the
+frozen model. float16 needs dynamic loss scaling, which ``accelerate`` brings; bfloat16 does not.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+
+from .errors import require
+
+
+class MixedPrecision(str, Enum):
+    """Widget values, as accelerate and kohya-ss/sd-scripts spell them."""
+
+    AUTO = "auto"
+    NO = "no"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+_DTYPES = {
+    MixedPrecision.NO: torch.float32,
+    MixedPrecision.BF16: torch.bfloat16,
+    MixedPrecision.FP16: torch.float16,
+}
+
+
+def compute_dtype(
+    choice: MixedPrecision, host_dtype: torch.dtype, device: torch.device, bf16_is_fast: bool
+) -> torch.dtype:
+    """The type of activations.
+
+    Args:
+        choice: the widget; ``auto`` takes the type in which the host samples this model, but
+            bfloat16 rather than float16 where the device has it, for its range.
+        host_dtype: that type.
+
+    Raises:
+        AtelierError: float16 on the CPU, which has no loss scaling there.
+    """
+    if choice is MixedPrecision.AUTO:
+        wants_bf16 = host_dtype == torch.float16 and bf16_is_fast
+        return torch.bfloat16 if wants_bf16 else host_dtype
+    require(
+        choice is not MixedPrecision.FP16 or device.type != "cpu",
+        "mixed_precision fp16 needs a GPU: on the CPU choose auto, no (fp32) or bf16.",
+    )
+    return _DTYPES[choice]
+
+
+def make_accelerator(device: torch.device, dtype: torch.dtype):
+    """An ``accelerate.Accelerator`` for one run.
+
+    Its settings are kept in process-wide singletons, so those of an earlier run in the same
+    process are dropped first. The base model is never ``prepare``\\ d: the host owns its device,
+    type and forward.
+    """
+    from accelerate import Accelerator  # heavy: not at start-up
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    scaling = "fp16" if dtype == torch.float16 else "no"
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=scaling)

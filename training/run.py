@@ -1,0 +1,142 @@
+"""What a training run consists of, and the value in which it is frozen at one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .batches import BatchPlan
+from .dataset import ImageDataset
+from .errors import require_number
+from .lr_scheduler import LRSchedulerSpec
+from .network import NetworkSpec, build_network
+from .objective import NoiseSchedule, ObjectiveSpec
+from .optimizer import OptimizerSpec
+from .precision import MixedPrecision
+
+Conditioning = Any
+"""One caption as the host encoded it; opaque to the engine."""
+
+Predict = Callable[[Tensor, Tensor, list[Conditioning]], Tensor]
+"""``predict(noisy_latents [B, C, …], sigmas [B], conditioning [B]) -> [B, C, …] float32``: the
+model's raw answer, differentiable in the adapters."""
+
+
+class DiffusionModel(Protocol):
+    """The host's frozen model, as far as the engine knows it."""
+
+    device: torch.device
+    schedule: NoiseSchedule
+    layers: Mapping[str, nn.Module]
+    """Name in the LoRA file -> layer that gets an adapter."""
+
+    def compute_dtype(self, choice: MixedPrecision) -> torch.dtype: ...
+
+    def training(
+        self, network: Mapping[str, nn.Module], dtype: torch.dtype
+    ) -> AbstractContextManager[Predict]:
+        """Lend a prediction function; leave the model untouched afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """Every choice that decides the result of a run."""
+
+    network: NetworkSpec = field(default_factory=NetworkSpec)
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    lr_scheduler: LRSchedulerSpec = field(default_factory=LRSchedulerSpec)
+    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
+    mixed_precision: MixedPrecision = MixedPrecision.AUTO
+    max_train_steps: int = 1000
+    """Optimizer steps; the horizon of the learning-rate schedule."""
+    train_batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_number(
+            "max_train_steps", self.max_train_steps, 1, 10_000_000, "1000 to 3000 is usual."
+        )
+        require_number("train_batch_size", self.train_batch_size, 1, 4096, "1 to 8 is usual.")
+        require_number(
+            "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 4096, "1 = off."
+        )
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What stays the same from the first step of a run to the last."""
+
+    spec: TrainingSpec
+    dataset: ImageDataset
+    model: DiffusionModel
+    latents: tuple[Tensor, ...]
+    """One [C, …] float32 CPU tensor a picture, in the model's own scale."""
+    conditioning: Mapping[str, Conditioning]
+    """Caption -> its encoding."""
+
+    @property
+    def plan(self) -> BatchPlan:
+        repeats = tuple(sample.num_repeats for sample in self.dataset.samples)
+        return BatchPlan(repeats, self.spec.train_batch_size, self.spec.seed)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One line of a run's history."""
+
+    step: int
+    """1 for the first optimizer step."""
+    epoch: int
+    loss: float
+    learning_rate: float
+    """The rate this step was taken with."""
+    grad_norm: float
+    """Length of the gradient before clipping."""
+    skipped: bool = False
+    """float16 only: the loss scaler found an overflow and left the weights as they were."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A run frozen at one step; training on from it is a pure function of it.
+
+    There is no random-number state: noise, order and initial weights are functions of the seed
+    and the position (:mod:`training.random_streams`).
+    """
+
+    run: TrainingRun
+    step: int
+    network: Mapping[str, Tensor]
+    """The adapters as in the LoRA file, float32, on the CPU."""
+    optimizer: Mapping[str, Any] | None = None
+    """State dicts of optimizer, schedule and loss scaler; None before the first step."""
+    history: tuple[StepRecord, ...] = ()
+
+    def get_ram_usage(self) -> int:
+        """Bytes; asked by ComfyUI's RAM-pressure cache."""
+        tensors = [*self.network.values(), *self.run.latents, *_tensors(self.optimizer)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@torch.inference_mode(False)
+def start(run: TrainingRun) -> TrainingState:
+    """The run at step 0: freshly initialised adapters that change nothing yet."""
+    network = build_network(run.model.layers, run.spec.network, run.spec.seed)
+    return TrainingState(run, 0, dict(network.state_dict()))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for item in value.values() for t in _tensors(item)]
+    if isinstance(value, list | tuple):
+        return [t for item in value for t in _tensors(item)]
+    return []

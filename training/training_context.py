@@ -1,0 +1,94 @@
+"""Everything that training does to the base model, and its undoing, in one context manager.
+
+Inside the context the frozen layers run through :mod:`training.frozen` with the adapters' side
+paths added to their outputs, and the remaining small parameters (norms, biases, scales) are
+replaced by plain copies that autograd accepts. On the way out, however it is left, every module is
+as it was: the same Parameter objects, the same ``forward``, no hook, no gradient. Backward belongs
+inside the context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .frozen import FROZEN_LAYERS, Weights, frozen_forward
+
+
+@contextmanager
+def training_context(
+    model: nn.Module,
+    adapters: Mapping[str, nn.Module],
+    weights: Weights,
+    storage_dtype: torch.dtype,
+    compute_dtype: torch.dtype,
+) -> Iterator[None]:
+    """Attach ``adapters`` to ``model`` and make it differentiable.
+
+    Args:
+        model: the frozen diffusion model.
+        adapters: path of a Linear or Conv layer inside ``model`` -> its side path.
+        weights: lends the frozen layers' weights, see :data:`training.frozen.Weights`.
+        storage_dtype: parameters of this type are cast to ``compute_dtype``; parameters of any
+            other type were meant to differ and stay.
+        compute_dtype: the type that activations have inside the model.
+
+    Raises:
+        KeyError: an adapter's path is not a frozen layer of ``model``.
+    """
+    frozen = {path: m for path, m in model.named_modules() if isinstance(m, FROZEN_LAYERS)}
+    if missing := adapters.keys() - frozen.keys():
+        raise KeyError(f"no such Linear or Conv layer in the model: {sorted(missing)}")
+    with ExitStack() as undo:
+        for path, layer in frozen.items():
+            undo.enter_context(_forward_through(layer, adapters.get(path), weights))
+        for module in model.modules():
+            if not isinstance(module, (*FROZEN_LAYERS, nn.Embedding)):
+                undo.enter_context(_plain_tensors(module, storage_dtype, compute_dtype))
+        yield
+
+
+@contextmanager
+def _forward_through(layer: nn.Module, adapter: nn.Module | None, weights: Weights):
+    def forward(x: Tensor) -> Tensor:
+        y = frozen_forward(layer, weights, x)
+        return y if adapter is None else y + adapter(x)
+
+    before = layer.__dict__.get("forward")  # another pack may have put its own there
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del layer.forward
+        else:
+            layer.forward = before
+
+
+@contextmanager
+def _plain_tensors(module: nn.Module, storage_dtype: torch.dtype, compute_dtype: torch.dtype):
+    """Lend a module copies of its own parameters and buffers that autograd may save.
+
+    ComfyUI's tensors were made in inference mode, and autograd refuses to save those. Only small
+    ones are copied; Linear, Conv and Embedding weights are never touched.
+    """
+    parameters, buffers = dict(module._parameters), dict(module._buffers)
+
+    def plain(tensor: Tensor) -> Tensor:
+        dtype = compute_dtype if tensor.dtype == storage_dtype else tensor.dtype
+        return tensor.detach().to(dtype, copy=tensor.is_inference())
+
+    for name, parameter in parameters.items():
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(plain(parameter), requires_grad=False)
+    for name, buffer in buffers.items():
+        if buffer is not None and buffer.is_inference():
+            module._buffers[name] = plain(buffer) if buffer.is_floating_point() else buffer.clone()
+    try:
+        yield
+    finally:
+        module._parameters.update(parameters)
+        module._buffers.update(buffers)
