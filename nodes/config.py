@@ -52,7 +52,11 @@ class LoRANetwork(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[AtelierNetwork.Output("network", tooltip="Network settings, for Train LoRA.")],
+            outputs=[
+                AtelierNetwork.Output(
+                    "network", display_name="network", tooltip="Network settings, for Train LoRA."
+                )
+            ],
         )
 
     @classmethod
@@ -123,7 +127,11 @@ class Optimizer(io.ComfyNode):
                 ),
             ],
             outputs=[
-                AtelierOptimizer.Output("optimizer", tooltip="Optimizer settings, for Train LoRA.")
+                AtelierOptimizer.Output(
+                    "optimizer",
+                    display_name="optimizer",
+                    tooltip="Optimizer settings, for Train LoRA.",
+                )
             ],
         )
 
@@ -175,7 +183,11 @@ class LRScheduler(io.ComfyNode):
                 ),
             ],
             outputs=[
-                AtelierScheduler.Output("scheduler", tooltip="Schedule settings, for Train LoRA.")
+                AtelierScheduler.Output(
+                    "scheduler",
+                    display_name="scheduler",
+                    tooltip="Schedule settings, for Train LoRA.",
+                )
             ],
         )
 

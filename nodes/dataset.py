@@ -8,6 +8,7 @@ from ..training.dataset import folder_fingerprint, load_folder
 from ..training.errors import AtelierError
 from .checks import verdict
 from .folders import dataset_folder
+from .progress import show_text
 from .wires import AtelierDataset
 
 
@@ -89,7 +90,9 @@ class LoadImageDataset(io.ComfyNode):
             ],
             outputs=[
                 AtelierDataset.Output(
-                    "dataset", tooltip="The pictures with their captions, for Train LoRA."
+                    "dataset",
+                    display_name="dataset",
+                    tooltip="The pictures with their captions, for Train LoRA.",
                 )
             ],
         )
@@ -126,4 +129,5 @@ class LoadImageDataset(io.ComfyNode):
             source=source,
             license=license,
         )
+        show_text(dataset.summary())
         return io.NodeOutput(dataset)

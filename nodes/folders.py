@@ -44,8 +44,8 @@ def dataset_folder(folder: str) -> Path:
     if found is None:
         raise AtelierError(
             f'folder "{text}" lies outside the folders this pack may read: '
-            f"{', '.join(map(str, roots))}. Move it into ComfyUI's input folder, or list its parent "
-            f"under {EXTRA_KEY} in extra_model_paths.yaml and restart ComfyUI."
+            f"{', '.join(map(str, roots))}. Move it into ComfyUI's input folder, or list its "
+            f"parent under {EXTRA_KEY} in extra_model_paths.yaml and restart ComfyUI."
         )
     raise AtelierError(f'folder: there is no folder "{found}".{_nearby(roots[0])}')
 

@@ -11,6 +11,7 @@ from ..training.lora_file import SavePrecision, save_lora
 from ..training.loss_chart import draw_loss_chart
 from .checks import verdict
 from .outputs import loras_folder, new_file, output_folder
+from .progress import show_text
 
 CATEGORY = "training/atelier/results"
 
@@ -58,7 +59,11 @@ class SaveLoRA(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output("file", tooltip="Full path of the file in the output folder.")
+                io.String.Output(
+                    "file",
+                    display_name="file",
+                    tooltip="Full path of the file in the output folder.",
+                )
             ],
         )
 
@@ -78,7 +83,9 @@ class SaveLoRA(io.ComfyNode):
         files = [new_file(filename_prefix, ".safetensors", root) for root in roots]
         for file in files:
             save_lora(file, lora, SavePrecision(save_precision))
-        return io.NodeOutput(str(files[0]), ui=ui.PreviewText("\n".join(map(str, files))))
+        saved = "\n".join(map(str, files))
+        show_text(saved)
+        return io.NodeOutput(str(files[0]), ui=ui.PreviewText(saved))
 
 
 class LossChart(io.ComfyNode):
@@ -105,7 +112,9 @@ class LossChart(io.ComfyNode):
                     tooltip="Heading of the chart; empty = the number of steps.",
                 ),
             ],
-            outputs=[io.Image.Output("chart", tooltip="The chart as a picture.")],
+            outputs=[
+                io.Image.Output("chart", display_name="chart", tooltip="The chart as a picture.")
+            ],
         )
 
     @classmethod

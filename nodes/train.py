@@ -17,7 +17,7 @@ from ..training.precision import MixedPrecision
 from ..training.run import StepRecord, TrainingSpec, TrainingState
 from .checks import verdict
 from .outputs import run_folder
-from .progress import StepReporter
+from .progress import StepReporter, show_text
 from .wires import (
     AtelierDataset,
     AtelierNetwork,
@@ -127,7 +127,9 @@ class TrainLoRA(io.ComfyNode):
             ],
             outputs=[
                 AtelierState.Output(
-                    "state", tooltip="The run frozen at its last step: weights, optimizer, history."
+                    "state",
+                    display_name="state",
+                    tooltip="The run frozen at its last step: weights, optimizer, history.",
                 ),
                 io.Model.Output(
                     "trained_model",
@@ -137,8 +139,14 @@ class TrainLoRA(io.ComfyNode):
                 io.Clip.Output(
                     "trained_clip", display_name="clip", tooltip="The text encoder to use with it."
                 ),
-                io.LoraModel.Output("lora", tooltip="The LoRA alone, for Save LoRA."),
-                io.LossMap.Output("loss_map", tooltip="The loss of every step, for Loss Chart."),
+                io.LoraModel.Output(
+                    "lora", display_name="lora", tooltip="The LoRA alone, for Save LoRA."
+                ),
+                io.LossMap.Output(
+                    "loss_map",
+                    display_name="loss_map",
+                    tooltip="The loss of every step, for Loss Chart.",
+                ),
             ],
         )
 
@@ -181,6 +189,7 @@ class TrainLoRA(io.ComfyNode):
             gradient_accumulation_steps=gradient_accumulation_steps,
             seed=seed,
         )
+        show_text("encoding pictures and captions …")
         state = train_steps(start_run(model, clip, vae, dataset, spec), max_train_steps)
         return io.NodeOutput(state, *results(state, model, clip))
 
@@ -218,4 +227,5 @@ class _GraphListener:
         name = state.run.dataset.name
         path = run_folder(name) / "lora" / f"{name}-step{state.step:06d}.safetensors"
         save_lora(path, trained_lora(state), SavePrecision.FLOAT)
+        show_text(f"stopped at step {state.step}; the LoRA so far is in {path}")
         log.warning("Training stopped at step %d; the LoRA so far is in %s", state.step, path)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from comfy_modules import make_importable
 from host import HostServer
 from tiny import tiny_sd15

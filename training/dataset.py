@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,13 @@ class ImageDataset:
         """Pictures seen in one epoch, repeats counted."""
         return sum(sample.num_repeats for sample in self.samples)
 
+    def summary(self) -> str:
+        """One or two lines for the node: how many pictures, and what a caption looks like."""
+        return (
+            f"{len(self.samples)} pictures, {self.images_per_epoch} an epoch, "
+            f'{self.resolution} px\nfirst caption: "{self.samples[0].caption}"'
+        )
+
 
 def load_folder(
     folder: Path,
@@ -79,7 +86,8 @@ def load_folder(
     """
     require_number("num_repeats", num_repeats, 1, 10_000, "1 is usual; 10 for a handful of images.")
     require(folder.is_dir(), f'folder: there is no folder "{folder}".')
-    files = sorted(_image_files(folder), key=natural_key)
+    pictures = _visible_files(folder, IMAGE_EXTENSIONS)
+    files = sorted(pictures, key=lambda path: (natural_key(path), str(path)))
     require(
         len(files) > 0,
         f'folder: "{folder}" holds no pictures ({", ".join(sorted(IMAGE_EXTENSIONS))}).',
@@ -104,7 +112,7 @@ def folder_fingerprint(folder: Path) -> str:
     """Changes when a picture or caption of the folder is added, edited or removed."""
     digest = hashlib.sha256()
     wanted = IMAGE_EXTENSIONS | set(CAPTION_EXTENSIONS)
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in wanted):
+    for path in sorted(_visible_files(folder, wanted)):
         stat = path.stat()
         digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
@@ -123,17 +131,22 @@ def read_caption(image: Path) -> str:
                 text = path.read_text("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise AtelierError(f'"{path}" is not UTF-8 text. Save it as UTF-8.') from error
+            # UTF-16 without its mark passes for UTF-8, but has a zero byte beside every letter.
+            require("\0" not in text, f'"{path}" is not UTF-8 text. Save it as UTF-8.')
             return text.strip().partition("\n")[0].strip()
     return ""
 
 
 def join_caption(class_tokens: str, caption: str) -> str:
-    """``trigger, caption``; a trigger that already leads the caption is not doubled."""
-    trigger = class_tokens.strip().strip(",").strip()
-    tags = [tag.strip() for tag in caption.split(",")]
-    if not trigger or trigger in tags:
+    """``trigger, caption``; a trigger that is a tag of the caption moves to the front."""
+    trigger = _tags(class_tokens)
+    if not trigger or _tags(caption)[: len(trigger)] == trigger:
         return caption
-    return f"{trigger}, {caption}" if caption else trigger
+    return ", ".join(trigger + [tag for tag in _tags(caption) if tag not in trigger])
+
+
+def _tags(caption: str) -> list[str]:
+    return [tag.strip() for tag in caption.split(",") if tag.strip()]
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
@@ -148,8 +161,8 @@ def shorten(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
+def _visible_files(folder: Path, extensions: Set[str]) -> Iterator[Path]:
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file() and not hidden:
+        if path.suffix.lower() in extensions and path.is_file() and not hidden:
             yield path

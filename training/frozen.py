@@ -61,13 +61,10 @@ def frozen_forward(layer: nn.Module, weights: Weights, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return _FrozenLinear.apply(x, layer, weights)
     padding = layer.padding
-    if layer.padding_mode != "zeros":  # e.g. circular, for seamless textures
-        x = nn.functional.pad(x, layer._reversed_padding_repeated_twice, layer.padding_mode)
+    # Padding in words (nn.grad takes numbers only; 'same' is lopsided under an even kernel) and
+    # padding with other than zeros (circular, for seamless textures) is added here.
+    if isinstance(padding, str) or layer.padding_mode != "zeros":
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode)
         padding = 0
-    if isinstance(padding, str):  # 'same' and 'valid': nn.grad takes numbers only
-        padding = tuple(p // 2 for p in _total_padding(layer)) if padding == "same" else 0
     return _FrozenConv.apply(x, layer, weights, padding)
-
-
-def _total_padding(layer: nn.Module) -> list[int]:
-    return [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]

@@ -50,11 +50,19 @@ def load_image(path: Path, resolution: int) -> Tensor:
                 f'"{path}" is damaged or cut short ({error}). Save it again from the original or '
                 "remove it from the folder."
             ) from error
-        upright = ImageOps.exif_transpose(image).convert("RGBA")
+        upright = _eight_bit(ImageOps.exif_transpose(image)).convert("RGBA")
     flat = Image.new("RGBA", upright.size, (*BACKGROUND, 255))
     flat.alpha_composite(upright)
     fitted = ImageOps.fit(flat.convert("RGB"), (resolution, resolution), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits; Pillow's own conversion would clip it at 255 of 65535."""
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image, dtype=np.float32) / 257
+    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
 
 
 def _opened(path: Path) -> Image.Image:

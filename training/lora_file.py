@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -86,8 +87,9 @@ def tag_frequency(state: TrainingState) -> dict[str, int]:
     """Tag -> how many pictures of one epoch carry it; what LoRA managers show."""
     count: Counter[str] = Counter()
     for sample in state.run.dataset.samples:
-        for tag in {tag.strip() for tag in sample.caption.split(",")} - {""}:
+        for tag in dict.fromkeys(tag.strip() for tag in sample.caption.split(",")):
             count[tag] += sample.num_repeats
+    del count[""]
     return dict(count.most_common())
 
 
@@ -123,14 +125,15 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         AtelierError: the disk is full or the folder cannot be written; the old file stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be none, or no such folder
+            partial.unlink()
         raise AtelierError(f'"{path}" could not be written: {error}.') from error

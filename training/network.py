@@ -104,7 +104,8 @@ def build_network(layers: Mapping[str, nn.Module], spec: NetworkSpec, seed: int)
     """
     require(len(layers) > 0, "No layer of this model can be trained with the chosen network.")
     network = nn.ModuleDict()
-    with torch.device("cpu"):
+    # nn.Linear draws its first weights from the global stream, which is the host's: give it back.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         for name, layer in layers.items():
             kind = LoRAConv2d if isinstance(layer, nn.Conv2d) else LoRALinear
             network[name] = kind(layer, spec, generator(seed, "network", name))

@@ -114,5 +114,9 @@ def min_snr_weights(sigmas: Tensor, schedule: NoiseSchedule, spec: ObjectiveSpec
 
 def sample_losses(prediction: Tensor, batch: NoisedBatch) -> Tensor:
     """[B] mean squared error of each sample times its weight; the caller reduces."""
+    require(
+        prediction.shape == batch.target.shape,
+        f"The model answered {tuple(prediction.shape)} where {tuple(batch.target.shape)} was due.",
+    )
     squared_error = (prediction.float() - batch.target).square()
     return squared_error.flatten(1).mean(1) * batch.weights

@@ -36,15 +36,19 @@ def compute_dtype(
 
     Args:
         choice: the widget; ``auto`` takes the type in which the host samples this model, but
-            bfloat16 rather than float16 where the device has it, for its range.
+            bfloat16 rather than float16 where the device has it, for its range, and float32 on
+            the CPU.
         host_dtype: that type.
 
     Raises:
         AtelierError: float16 on the CPU, which has no loss scaling there.
     """
     if choice is MixedPrecision.AUTO:
-        wants_bf16 = host_dtype == torch.float16 and bf16_is_fast
-        return torch.bfloat16 if wants_bf16 else host_dtype
+        if host_dtype != torch.float16:
+            return host_dtype
+        if bf16_is_fast:
+            return torch.bfloat16
+        return torch.float32 if device.type == "cpu" else torch.float16
     require(
         choice is not MixedPrecision.FP16 or device.type != "cpu",
         "mixed_precision fp16 needs a GPU: on the CPU choose auto, no (fp32) or bf16.",

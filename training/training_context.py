@@ -86,7 +86,7 @@ def _plain_tensors(module: nn.Module, storage_dtype: torch.dtype, compute_dtype:
             module._parameters[name] = nn.Parameter(plain(parameter), requires_grad=False)
     for name, buffer in buffers.items():
         if buffer is not None and buffer.is_inference():
-            module._buffers[name] = plain(buffer) if buffer.is_floating_point() else buffer.clone()
+            module._buffers[name] = buffer.clone()  # in its own type, as the host uses it
     try:
         yield
     finally:

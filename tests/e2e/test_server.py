@@ -6,8 +6,9 @@ import io
 from typing import Any
 
 import pytest
-from host import HostError, HostServer
 from PIL import Image
+
+from host import HostError, HostServer
 
 
 def text_to_image(steps: int = 2, seed: int = 1, sampler: str = "euler") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from bootstrap import comfyui_path
 from host import PACK_NAME, HostServer
 

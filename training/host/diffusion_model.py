@@ -48,6 +48,8 @@ class HostDiffusionModel:
         """Load the model as for sampling, make it differentiable, undo all of it at the end."""
         base = self.patcher.model
         with ExitStack() as undo:
+            # Backward needs the room that text encoder and VAE still hold on the device.
+            mm.unload_all_models()
             mm.load_models_gpu([self.patcher])
             undo.callback(self.patcher.cleanup)
             self.patcher.pre_run()

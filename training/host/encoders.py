@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import require
 from ..images import load_image
 from ..run import Conditioning
 
@@ -49,6 +50,11 @@ def encode_images(
         with torch.random.fork_rng():
             torch.manual_seed(0)
             latent = vae.encode(pixels)
+        require(
+            bool(latent.isfinite().all()),
+            f'vae: it gives numbers that are not finite for "{path}". Its precision is too low: '
+            "start ComfyUI with --fp32-vae or --bf16-vae, or use a fixed VAE.",
+        )
         latents.append(_plain(base.process_latent_in(latent)[0].float()))
         tick()
     return tuple(latents)
