@@ -60,17 +60,19 @@ def to_prompt(ui: Mapping[str, Any], object_info: Mapping[str, Any]) -> dict[str
 def widget_values(node: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Input name -> the value in its widget.
 
+    A graph saved after a run holds further values behind these: what a node showed on itself.
+
     Raises:
-        WorkflowError: more or fewer values than the schema has widgets.
+        WorkflowError: fewer values than the schema has widgets.
     """
     names = list(widget_names(schema))
     values = node.get("widgets_values") or []
-    if len(values) != len(names):
+    if len(values) < len(names):
         raise WorkflowError(
             f"{_name(node)}: {len(values)} saved values for {len(names)} widgets "
             f"({', '.join(names)}). Save the workflow again with this version."
         )
-    return {name: value for name, value in zip(names, values, strict=True) if name}
+    return {name: value for name, value in zip(names, values, strict=False) if name}
 
 
 def widget_names(schema: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,11 +15,16 @@ EMA_DECAY = 0.98
 
 
 def smoothed(losses: Sequence[float], decay: float = EMA_DECAY) -> list[float]:
-    """Bias-corrected exponential moving average (Kingma & Ba 2015, arXiv:1412.6980, section 3)."""
-    average, line = 0.0, []
-    for i, loss in enumerate(losses, start=1):
-        average = decay * average + (1 - decay) * loss
-        line.append(average / (1 - decay**i))
+    """Bias-corrected exponential moving average (Kingma & Ba 2015, arXiv:1412.6980, section 3).
+
+    Losses that are not finite are left out; NaN stands where there was no other one yet.
+    """
+    average, seen, line = 0.0, 0, []
+    for loss in losses:
+        if math.isfinite(loss):
+            seen += 1
+            average = decay * average + (1 - decay) * loss
+        line.append(average / (1 - decay**seen) if seen else math.nan)
     return line
 
 

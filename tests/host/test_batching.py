@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lora_atelier.training.batches import Draw
 from lora_atelier.training.loop import batch_losses, train
+from lora_atelier.training.optimizer import OptimizerSpec
 from lora_atelier.training.run import TrainingState, start
 from tiny_training import (
     CAPTIONS,
@@ -87,7 +88,9 @@ def test_the_caption_of_a_picture_matters(parts: Parts, encoded: dict[str, Any])
 
 
 def first_step(parts: Parts, encoded: dict[str, Any], **batching: int) -> TrainingState:
-    run = make_run(parts.model, {c: encoded[c] for c in CAPTIONS}, quick_spec(**batching))
+    # The least gradients are rounding noise, which AdamW's first step scales up to its rate.
+    spec = quick_spec(optimizer=OptimizerSpec(unet_lr=1e-4), **batching)
+    run = make_run(parts.model, {c: encoded[c] for c in CAPTIONS}, spec)
     return train(start(run), 1, Recorder())
 
 

@@ -1,0 +1,139 @@
+"""A real, tiny diffusion model for the engine's tests: an MLP on 4×2×2 latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lora_atelier.training.dataset import ImageDataset, Sample
+from lora_atelier.training.network import NetworkSpec
+from lora_atelier.training.objective import NoiseSchedule, PredictionType
+from lora_atelier.training.precision import MixedPrecision, compute_dtype
+from lora_atelier.training.run import StepRecord, TrainingRun, TrainingSpec, TrainingState
+from lora_atelier.training.training_context import training_context
+
+LATENT = (4, 2, 2)
+WIDTH = 64
+CAPTION_WIDTH = 4
+
+
+class Denoiser(nn.Module):
+    """[B, 16] latent, [B] noise level and [B, 4] caption -> [B, 16]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(math.prod(LATENT) + 1 + CAPTION_WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.outside = nn.Linear(WIDTH, math.prod(LATENT))
+
+    def forward(self, noisy: Tensor, sigmas: Tensor, captions: Tensor) -> Tensor:
+        scaled = noisy.flatten(1) / (1 + sigmas.square()).sqrt().unsqueeze(1)
+        x = torch.cat([scaled, sigmas.log().unsqueeze(1) / 4, captions], dim=1)
+        return self.outside(nn.functional.silu(self.norm(self.inside(x)))).view(noisy.shape)
+
+
+@contextmanager
+def lend(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A layer's own weight and bias, in the type of `like`."""
+    yield layer.weight.to(like), None if layer.bias is None else layer.bias.to(like)
+
+
+class SmallDiffusionModel:
+    """Satisfies `training.run.DiffusionModel`; `answer` sees each prediction and may change it."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor] = lambda prediction: prediction) -> None:
+        with torch.inference_mode(), torch.random.fork_rng():  # as the host makes its weights
+            torch.manual_seed(1234)
+            self.net = Denoiser()
+        self.answer = answer
+        self.device = torch.device("cpu")
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+        products = (1 - betas).cumprod(0)
+        sigmas = ((1 - products) / products).sqrt().float()
+        self.schedule = NoiseSchedule(PredictionType.EPSILON, sigmas)
+        self.layers = {"lora_unet_inside": self.net.inside, "lora_unet_outside": self.net.outside}
+
+    def compute_dtype(self, choice: MixedPrecision) -> torch.dtype:
+        return compute_dtype(choice, torch.float32, self.device, bf16_is_fast=False)
+
+    @contextmanager
+    def training(self, network: Mapping[str, nn.Module], dtype: torch.dtype) -> Iterator[Any]:
+        adapters = {name.removeprefix("lora_unet_"): network[name] for name in network}
+
+        def predict(noisy: Tensor, sigmas: Tensor, conditioning: list[Tensor]) -> Tensor:
+            captions = torch.stack(conditioning).to(dtype)
+            return self.answer(self.net(noisy.to(dtype), sigmas.to(dtype), captions).float())
+
+        with training_context(self.net, adapters, lend, torch.float32, dtype):
+            yield predict
+
+
+class RecordingListener:
+    """Keeps what the loop says; raises `error` before micro-step or after step number `at`."""
+
+    def __init__(self, *, micro_step: int = 0, step: int = 0, error: BaseException | None = None):
+        self.micro_step, self.step, self.error = micro_step, step, error
+        self.micro_steps = 0
+        self.records: list[tuple[StepRecord, int]] = []
+        self.interrupted: list[TrainingState] = []
+
+    def on_micro_step(self) -> None:
+        self.micro_steps += 1
+        if self.error and self.micro_steps == self.micro_step:
+            raise self.error
+
+    def on_step(self, record: StepRecord, last_step: int) -> None:
+        self.records.append((record, last_step))
+        if self.error and record.step == self.step:
+            raise self.error
+
+    def on_interrupted(self, state: TrainingState) -> None:
+        self.interrupted.append(state)
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def small_run(
+    repeats: tuple[int, ...] = (1, 1, 1, 1, 1),
+    model: SmallDiffusionModel | None = None,
+    **choices: Any,
+) -> TrainingRun:
+    samples = [Sample(Path(f"{i}.png"), f"caption {i}", n) for i, n in enumerate(repeats)]
+    choices.setdefault("network", NetworkSpec(4, 4.0))
+    choices.setdefault("max_train_steps", 6)
+    return TrainingRun(
+        spec=TrainingSpec(**choices),
+        dataset=ImageDataset(tuple(samples), resolution=64, name="shapes"),
+        model=model or SmallDiffusionModel(),
+        latents=tuple(normal(100 + i, *LATENT) for i in range(len(samples))),
+        conditioning={s.caption: normal(200 + i, CAPTION_WIDTH) for i, s in enumerate(samples)},
+    )
+
+
+@pytest.fixture
+def make_run() -> Callable[..., TrainingRun]:
+    return small_run
+
+
+@pytest.fixture
+def make_model() -> type[SmallDiffusionModel]:
+    return SmallDiffusionModel
+
+
+@pytest.fixture
+def make_listener() -> type[RecordingListener]:
+    return RecordingListener
+
+
+@pytest.fixture
+def lend_weights() -> Callable[..., Any]:
+    return lend

@@ -1,0 +1,217 @@
+"""Every kind of picture people have, made here by Pillow, and every kind of broken file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.images import check_image, load_image
+
+ORIENTATION = 0x0112
+
+
+def _pattern(width: int, height: int) -> np.ndarray:
+    """[H, W, 3] bytes, another colour at every pixel."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 9, columns * 7, rows * 3 + columns * 5], axis=2).astype(np.uint8)
+
+
+def _bytes(picture: torch.Tensor) -> np.ndarray:
+    return (picture.numpy() * 255).round().astype(np.uint8)
+
+
+def _saved(path: Path, pixels: np.ndarray, **options) -> Path:
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def test_a_picture_is_height_width_rgb_float32_from_0_to_1(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[2, 5] = (255, 128, 0)
+    picture = load_image(_saved(tmp_path / "a.png", pixels), 8)
+    assert picture.shape == (8, 8, 3)
+    assert picture.dtype == torch.float32
+    assert picture[2, 5].tolist() == pytest.approx([1, 128 / 255, 0])
+    assert (picture.min(), picture.max()) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "cut"),
+    [
+        (12, 8, np.s_[:, 2:10]),
+        (8, 14, np.s_[3:11, :]),
+        (8, 8, np.s_[:, :]),
+    ],
+)
+def test_the_longer_side_is_cut_around_the_centre_pixel_by_pixel(
+    tmp_path: Path, width: int, height: int, cut: tuple
+) -> None:
+    pixels = _pattern(width, height)
+    picture = load_image(_saved(tmp_path / "a.png", pixels), 8)
+    assert np.array_equal(_bytes(picture), pixels[cut])
+
+
+def test_the_shorter_side_is_scaled_to_the_resolution(tmp_path: Path) -> None:
+    """Four squares of one colour stay four squares."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:32, 32:], pixels[32:, :32], pixels[32:, 32:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    small = _bytes(load_image(_saved(tmp_path / "a.png", pixels), 16))
+    corners = [small[y, x].tolist() for y, x in [(1, 1), (1, 14), (14, 1), (14, 14)]]
+    assert corners == [[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]]
+
+
+@pytest.mark.parametrize("size", [(1, 400), (400, 1), (1, 1)])
+def test_a_strip_becomes_a_square(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "strip.png"
+    Image.new("RGB", size, (10, 20, 30)).save(path)
+    picture = load_image(path, 64)
+    assert picture.shape == (64, 64, 3)
+    assert np.unique(_bytes(picture).reshape(-1, 3), axis=0).tolist() == [[10, 20, 30]]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored_as"),
+    [
+        (1, lambda up: up),
+        (2, lambda up: up[:, ::-1]),
+        (3, lambda up: up[::-1, ::-1]),
+        (4, lambda up: up[::-1]),
+        (5, lambda up: up.swapaxes(0, 1)),
+        (6, lambda up: np.rot90(up, 1)),  # the camera was turned: show it a quarter clockwise
+        (7, lambda up: up.swapaxes(0, 1)[::-1, ::-1]),
+        (8, lambda up: np.rot90(up, -1)),
+    ],
+)
+def test_a_turned_photo_is_set_upright(
+    tmp_path: Path, orientation: int, stored_as: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    upright, exif = _pattern(8, 8), Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = np.ascontiguousarray(stored_as(upright))
+    path = _saved(tmp_path / "a.png", stored, exif=exif)
+    assert np.array_equal(_bytes(load_image(path, 8)), upright)
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, :, 0] = 200  # red under every degree of cover
+    pixels[0, 0, 3], pixels[0, 1, 3], pixels[0, 2, 3] = 255, 0, 102
+    picture = _bytes(load_image(_saved(tmp_path / "a.png", pixels), 8))
+    assert picture[0, 0].tolist() == [200, 0, 0]
+    assert picture[0, 1].tolist() == [255, 255, 255]
+    # 102/255 = 40 % red and 60 % white: 0.4·200 + 0.6·255 = 233, 0.6·255 = 153
+    assert picture[0, 2].tolist() == [233, 153, 153]
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0])], ids=["one colour", "table"])
+def test_transparent_colours_of_a_palette_are_white(tmp_path: Path, transparency) -> None:
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((3, 0), 1)
+    image.save(tmp_path / "a.png", transparency=transparency)
+    picture = _bytes(load_image(tmp_path / "a.png", 8))
+    assert picture[0, 0].tolist() == [10, 20, 30]
+    assert picture[0, 3].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bit_grey_keeps_its_shades(tmp_path: Path, name: str) -> None:
+    """65535 is white: a shade is divided by 257, not cut off at 255."""
+    values = np.array([0, 257, 514, 128 * 257, 65535, 300, 40000, 60000], np.uint16)
+    path = _saved(tmp_path / name, np.tile(values, (8, 1)))
+    with Image.open(path) as stored:
+        assert stored.mode.startswith("I")  # the trap is there
+    picture = _bytes(load_image(path, 8))
+    assert picture[0, :, 0].tolist() == [0, 1, 2, 128, 255, 1, 156, 233]
+    assert np.ptp(picture, axis=2).max() == 0
+
+
+def test_grey_has_three_equal_channels(tmp_path: Path) -> None:
+    pixels = _pattern(8, 8)[:, :, 0]
+    picture = _bytes(load_image(_saved(tmp_path / "a.png", np.ascontiguousarray(pixels)), 8))
+    assert np.array_equal(picture, np.stack([pixels] * 3, axis=2))
+
+
+def test_cmyk_jpegs_have_their_colours(tmp_path: Path) -> None:
+    # cyan 0, magenta and yellow 255, no black: red
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
+    red, green, blue = load_image(tmp_path / "a.jpg", 8)[4, 4].tolist()
+    assert red > 0.97
+    assert max(green, blue) < 0.03
+
+
+@pytest.mark.parametrize("extension", ["gif", "webp", "png"])
+def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, extension: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if extension == "webp" else {}
+    path = tmp_path / f"a.{extension}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, **options)
+    with Image.open(path) as stored:
+        assert stored.n_frames == 3
+    assert _bytes(load_image(path, 8))[4, 4].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "bmp", "gif", "tiff"])
+def test_a_file_cut_short_is_refused_by_name(tmp_path: Path, extension: str) -> None:
+    whole, path = tmp_path / f"whole.{extension}", tmp_path / f"cut short.{extension}"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    content = _saved(whole, noise).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(AtelierError, match=re.escape(str(path))):
+        load_image(path, 8)
+
+
+def test_an_empty_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "nothing.png"
+    path.write_bytes(b"")
+    with pytest.raises(AtelierError, match=re.escape(f'"{path}" is empty (0 bytes)')):
+        check_image(path)
+    with pytest.raises(AtelierError, match=re.escape(str(path))):
+        load_image(path, 8)
+
+
+@pytest.mark.parametrize("read", [check_image, lambda path: load_image(path, 8)])
+def test_text_named_png_is_refused_by_name(tmp_path: Path, read: Callable) -> None:
+    path = tmp_path / "page.png"
+    path.write_text("<html>404</html>")
+    with pytest.raises(AtelierError, match=re.escape(f'"{path}" is not an image')):
+        read(path)
+
+
+@pytest.mark.parametrize("read", [check_image, lambda path: load_image(path, 8)])
+def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, read: Callable) -> None:
+    """A file of a few kB that would unpack to more than twice Pillow's limit of pixels."""
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(AtelierError, match=re.escape(f'"{path}" is too large')):
+        read(path)
+
+
+def test_a_file_that_is_gone_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(AtelierError, match="gone.png.* cannot be read"):
+        load_image(tmp_path / "gone.png", 8)
+
+
+def test_the_size_is_read_from_the_header_alone(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "a.png", _pattern(30, 20))
+    path.write_bytes(path.read_bytes()[:60])
+    assert check_image(path) == (30, 20)
+
+
+def test_the_file_is_not_kept_open(tmp_path: Path) -> None:
+    """On Windows an open file could not be moved away by the person."""
+    path = _saved(tmp_path / "a.png", _pattern(8, 8))
+    load_image(path, 8)
+    check_image(path)
+    open_files = Path("/proc/self/fd")
+    if not open_files.is_dir():
+        pytest.skip("needs /proc")
+    assert str(path) not in {str(link.resolve()) for link in open_files.iterdir()}

@@ -1,0 +1,162 @@
+"""A run that is stopped and goes on is the run that was never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lora_atelier.training.loop import train
+from lora_atelier.training.lr_scheduler import LRSchedulerSpec
+from lora_atelier.training.network import NetworkSpec
+from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType
+from lora_atelier.training.run import TrainingState, start
+
+Make = Callable[..., Any]
+
+RUNS = {
+    "one picture a step": {},
+    "accumulation, over an epoch's end": {
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "lr_scheduler": LRSchedulerSpec(lr_warmup_ratio=0.7),
+    },
+    "AdamW8bit": {
+        "network": NetworkSpec(64, 64.0),  # 64 × 64 weights: enough for a state in bytes
+        "optimizer": OptimizerSpec(OptimizerType.ADAMW_8BIT, unet_lr=1e-3),
+        "gradient_accumulation_steps": 2,
+    },
+}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal through and through: types, keys, and every bit of every tensor."""
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other
+
+
+def _contents(state: TrainingState) -> tuple:
+    return state.step, state.network, state.optimizer, state.history
+
+
+@pytest.mark.parametrize("choices", list(RUNS.values()), ids=list(RUNS))
+def test_six_steps_are_three_and_three_bit_for_bit(
+    make_run: Make, make_listener: Make, choices: dict
+) -> None:
+    straight = train(start(make_run(**choices)), 6, make_listener())
+    first = train(start(make_run(**choices)), 3, make_listener())
+    torch.rand(17)  # whatever happens between the two
+    resumed = train(first, 3, make_listener())
+    assert resumed.step == 6
+    assert not _same(first.network, resumed.network)
+    assert _same(_contents(resumed), _contents(straight))
+
+
+def test_the_eight_bit_run_has_a_state_in_bytes(make_run: Make, make_listener: Make) -> None:
+    """Else the case above would not show that bytes survive."""
+    state = train(start(make_run(**RUNS["AdamW8bit"])), 1, make_listener())
+    moments = state.optimizer["optimizer"]["state"].values()
+    # Newer versions of bitsandbytes keep them one level deeper.
+    moments = [m.get("__bnb_optimizer_quant_state__", m) for m in moments]
+    assert torch.uint8 in {moment["state1"].dtype for moment in moments}
+
+
+@pytest.mark.parametrize("choices", list(RUNS.values()), ids=list(RUNS))
+def test_the_state_that_goes_in_stays_as_it_is(
+    make_run: Make, make_listener: Make, choices: dict
+) -> None:
+    fresh = start(make_run(**choices))
+    state = train(fresh, 2, make_listener())
+    for given in (fresh, state):
+        before = copy.deepcopy(_contents(given))
+        train(given, 3, make_listener())
+        assert _same(_contents(given), before)
+
+
+def test_two_branches_from_one_state_know_nothing_of_each_other(
+    make_run: Make, make_listener: Make
+) -> None:
+    trunk = train(start(make_run()), 2, make_listener())
+    long, short = train(trunk, 4, make_listener()), train(trunk, 1, make_listener())
+    again = train(trunk, 4, make_listener())
+    assert _same(_contents(long), _contents(again))
+    assert long.history[: len(short.history)] == short.history
+
+
+def test_the_same_run_in_a_node_gives_the_same(make_run: Make, make_listener: Make) -> None:
+    """Nodes run in inference mode."""
+    outside = train(start(make_run()), 3, make_listener())
+    with torch.inference_mode():
+        inside = train(train(start(make_run()), 1, make_listener()), 2, make_listener())
+    assert _same(_contents(inside), _contents(outside))
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [({"step": 4}, 4), ({"micro_step": 8}, 3), ({"micro_step": 9}, 4), ({"micro_step": 1}, 0)],
+    ids=["after step 4", "in the middle of step 4", "before step 5", "before step 1"],
+)
+@pytest.mark.parametrize("error", [RuntimeError("cancelled"), KeyboardInterrupt()])
+def test_an_interrupted_run_hands_over_its_last_whole_step(
+    make_run: Make, make_listener: Make, where: dict, kept: int, error: BaseException
+) -> None:
+    def run() -> TrainingState:
+        return start(make_run(gradient_accumulation_steps=2))
+
+    listener = make_listener(error=error, **where)
+    with pytest.raises(type(error)) as raised:
+        train(run(), 6, listener)
+    assert raised.value is error
+    (state,) = listener.interrupted
+    expected = train(run(), kept, make_listener()) if kept else run()
+    assert _same(_contents(state), _contents(expected))
+    straight = train(run(), 6, make_listener())
+    assert _same(_contents(train(state, 6 - kept, make_listener())), _contents(straight))
+
+
+def test_a_run_that_ends_well_is_not_interrupted(make_run: Make, make_listener: Make) -> None:
+    listener = make_listener()
+    train(start(make_run()), 2, listener)
+    assert listener.interrupted == []
+
+
+def test_after_an_interruption_the_base_model_answers_as_before(
+    make_run: Make, make_listener: Make
+) -> None:
+    run = make_run()
+    net = run.model.net
+    inputs = (run.latents[0][None], torch.ones(1), run.conditioning["caption 0"][None])
+    parameters = list(map(id, net.parameters()))
+    with torch.inference_mode():
+        answer = net(*inputs)
+    with pytest.raises(RuntimeError):
+        train(start(run), 6, make_listener(error=RuntimeError("x"), step=2))
+    with torch.inference_mode():
+        assert torch.equal(net(*inputs), answer)
+    assert list(map(id, net.parameters())) == parameters
+
+
+def test_the_hosts_random_numbers_are_left_alone(make_run: Make, make_listener: Make) -> None:
+    run = make_run()
+    before = torch.get_rng_state()
+    train(start(run), 2, make_listener())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_state_knows_its_size(make_run: Make, make_listener: Make) -> None:
+    """Weights and AdamW's two moments at rank 4, two alphas, a counter for each of four weights."""
+    run = make_run()
+    weights = 4 * (21 + 64) + 4 * (64 + 16)
+    latents = 5 * 16
+    assert start(run).get_ram_usage() == 4 * (weights + 2 + latents)
+    trained = train(start(run), 1, make_listener())
+    assert trained.get_ram_usage() == 4 * (3 * weights + 2 + latents + 4)

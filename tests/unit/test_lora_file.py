@@ -1,0 +1,217 @@
+"""The LoRA file: what is in it, and that it is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.lora_file import (
+    SavePrecision,
+    TrainedLora,
+    lora_metadata,
+    save_lora,
+    tag_frequency,
+    trained_lora,
+    write_whole,
+)
+from lora_atelier.training.network import NetworkSpec
+from lora_atelier.training.run import start
+
+FLOAT, FP16, BF16 = SavePrecision.FLOAT, SavePrecision.FP16, SavePrecision.BF16
+DTYPES = {FLOAT: torch.float32, FP16: torch.float16, BF16: torch.bfloat16}
+
+
+@pytest.fixture
+def lora() -> dict[str, Tensor]:
+    return {
+        "lora_unet_a.lora_down.weight": torch.randn(2, 5),
+        "lora_unet_a.lora_up.weight": torch.randn(2, 7).T,  # not contiguous
+        "lora_unet_a.alpha": torch.tensor(1.5),
+    }
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize("precision", list(SavePrecision))
+def test_the_file_gives_the_tensors_back_in_the_chosen_format(
+    tmp_path: Path, lora: dict[str, Tensor], precision: SavePrecision
+) -> None:
+    path = tmp_path / "new folder" / "a.safetensors"
+    save_lora(path, lora, precision)
+    stored = load_file(path)
+    assert stored.keys() == lora.keys()
+    for key, value in lora.items():
+        assert stored[key].dtype == DTYPES[precision]
+        assert torch.equal(stored[key], value.to(DTYPES[precision]))
+
+
+def test_metadata_of_the_lora_and_of_the_call_are_in_the_file(tmp_path: Path, lora) -> None:
+    remembered = TrainedLora(lora, {"ss_steps": "7", "ss_output_name": "old"})
+    save_lora(tmp_path / "a.safetensors", remembered, FLOAT, {"ss_output_name": "狐狸"})
+    expected = {"format": "pt", "ss_steps": "7", "ss_output_name": "狐狸"}
+    assert _metadata(tmp_path / "a.safetensors") == expected
+
+
+def test_a_plain_dict_of_a_core_node_can_be_saved(tmp_path: Path, lora) -> None:
+    save_lora(tmp_path / "a.safetensors", lora, FLOAT)
+    assert _metadata(tmp_path / "a.safetensors") == {"format": "pt"}
+
+
+@pytest.mark.parametrize(
+    ("value", "precision"),
+    [(float("nan"), FLOAT), (float("inf"), BF16), (70000.0, FP16)],
+    ids=["nan", "inf", "too large for fp16"],
+)
+def test_numbers_that_are_not_finite_are_refused_and_the_old_file_stays(
+    tmp_path: Path, lora, value: float, precision: SavePrecision
+) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"the old file")
+    lora["lora_unet_a.lora_down.weight"][1, 2] = value
+    with pytest.raises(AtelierError, match=f"not finite in .* {precision.value} .*1 of 3"):
+        save_lora(path, lora, precision)
+    assert path.read_bytes() == b"the old file"
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_a_refused_lora_leaves_no_file_where_there_was_none(tmp_path: Path, lora) -> None:
+    lora["lora_unet_a.alpha"].fill_(float("nan"))
+    with pytest.raises(AtelierError):
+        save_lora(tmp_path / "a.safetensors", lora, FLOAT)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_whole(path, b"the first, longer one")
+    with path.open("rb") as reader:
+        write_whole(path, b"the second")
+        assert reader.read() == b"the first, longer one"  # whoever has it open is not disturbed
+    assert path.read_bytes() == b"the second"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command to make a small disk with")
+    if done.returncode != 0:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_said_and_leaves_the_old_file(small_disk: Path) -> None:
+    path = small_disk / "a.safetensors"
+    write_whole(path, b"the old file")
+    with pytest.raises(AtelierError, match="a.safetensors.* could not be written: .*space"):
+        write_whole(path, bytes(200_000))
+    assert path.read_bytes() == b"the old file"
+    assert os.listdir(small_disk) == ["a.safetensors"]
+
+
+def test_a_file_size_limit_leaves_the_old_file(tmp_path: Path) -> None:
+    """What a full disk does, on any Unix: the write fails half way."""
+    resource = pytest.importorskip("resource", reason="Unix only")
+    signal = pytest.importorskip("signal")
+    path = tmp_path / "a.safetensors"
+    write_whole(path, b"the old file")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(AtelierError, match="could not be written"):
+            write_whole(path, bytes(200_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == b"the old file"
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["file/a.safetensors", "n" * 251])
+def test_a_place_that_cannot_be_written_is_said_in_words(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("where a folder should be")
+    with pytest.raises(AtelierError, match="could not be written"):
+        write_whole(tmp_path / name, b"content")
+
+
+def test_tags_are_counted_once_a_picture_times_its_repeats(
+    make_run: Callable[..., Any],
+) -> None:
+    run = make_run(repeats=(1, 3, 2))
+    captions = ["fox, snow, fox", "fox , tree,", "snow"]
+    for sample, caption in zip(run.dataset.samples, captions, strict=True):
+        object.__setattr__(sample, "caption", caption)
+    frequency = tag_frequency(start(run))
+    assert frequency == {"fox": 1 + 3, "snow": 1 + 2, "tree": 3}
+    assert list(frequency) == ["fox", "snow", "tree"]  # the most frequent first, then as they come
+
+
+def test_metadata_tells_how_the_lora_was_made(make_run: Callable[..., Any]) -> None:
+    run = make_run(
+        repeats=(1, 3),
+        network=NetworkSpec(8, 4.0),
+        train_batch_size=3,
+        max_train_steps=200,
+        seed=42,
+    )
+    facts = lora_metadata(start(run), "tiny.safetensors")
+    assert all(type(key) is str and type(value) is str for key, value in facts.items())
+    expected = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "8",
+        "ss_network_alpha": "4.0",
+        "ss_optimizer": "AdamW",
+        "ss_unet_lr": "0.0001",
+        "ss_lr_scheduler": "cosine",
+        "ss_lr_warmup_steps": "10",
+        "ss_min_snr_gamma": "5.0",
+        "ss_mixed_precision": "auto",
+        "ss_batch_size_per_device": "3",
+        "ss_gradient_accumulation_steps": "1",
+        "ss_max_train_steps": "200",
+        "ss_steps": "0",
+        "ss_seed": "42",
+        "ss_num_train_images": "4",
+        "ss_num_batches_per_epoch": "2",
+        "ss_resolution": "(64, 64)",
+        "ss_sd_model_name": "tiny.safetensors",
+        "modelspec.prediction_type": "epsilon",
+    }
+    assert {key: facts.get(key) for key in expected} == expected
+    tags = {"shapes": {"caption 1": 3, "caption 0": 1}}
+    assert json.loads(facts["ss_tag_frequency"]) == tags
+    assert "atelier.dataset_license" not in facts  # nothing known, nothing said
+
+
+def test_a_trained_lora_is_the_states_network_with_its_metadata(
+    make_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    state = start(make_run())
+    lora = trained_lora(state)
+    save_lora(tmp_path / "a.safetensors", lora, FLOAT)
+    stored = load_file(tmp_path / "a.safetensors")
+    assert stored.keys() == state.network.keys()
+    assert all(torch.equal(stored[key], value) for key, value in state.network.items())
+    assert _metadata(tmp_path / "a.safetensors")["ss_network_dim"] == "4"

@@ -1,0 +1,65 @@
+"""The loss curve and its moving average."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.loss_chart import EMA_DECAY, draw_loss_chart, smoothed
+
+
+def test_the_moving_average_is_corrected_for_its_start() -> None:
+    """Decay 0.9: 0.1·4 / 0.1; (0.9·0.1·4 + 0.1·2) / 0.19; (0.81·0.4 + 0.9·0.2 + 0.1·6) / 0.271."""
+    assert smoothed([4, 2, 6], decay=0.9) == pytest.approx([4, 0.56 / 0.19, 1.104 / 0.271])
+
+
+def test_a_flat_loss_has_a_flat_average() -> None:
+    assert smoothed([0.25] * 200) == pytest.approx([0.25] * 200)
+
+
+def test_the_average_spans_about_fifty_steps() -> None:
+    assert 1 / (1 - EMA_DECAY) == pytest.approx(50)
+
+
+@pytest.mark.parametrize("size", [(960, 540), (400, 300), (501, 333)])
+def test_the_picture_has_the_size_that_was_asked_for(size: tuple[int, int]) -> None:
+    chart = draw_loss_chart([0.3, 0.2, 0.25], size=size)
+    assert chart.shape == (size[1], size[0], 3)
+    assert chart.dtype == torch.float32
+    assert 0 <= chart.min() < 0.5  # letters
+    assert chart.max() == 1  # ground
+
+
+def _average_line(chart: torch.Tensor) -> torch.Tensor:
+    """Where the strong line is: [N, 2] row and column of its pixels, legend left out."""
+    red = (chart - torch.tensor([0xD1, 0x49, 0x5B]) / 255).abs().amax(dim=2) < 0.02
+    red[: chart.shape[0] // 3, chart.shape[1] * 2 // 3 :] = False
+    return red.nonzero()
+
+
+def test_a_falling_loss_is_drawn_falling() -> None:
+    line = _average_line(draw_loss_chart([1 - i / 100 for i in range(100)]))
+    left = line[line[:, 1] < 300][:, 0].float().mean()
+    right = line[line[:, 1] > 600][:, 0].float().mean()
+    assert right > left + 50  # rows count downward
+
+
+@pytest.mark.parametrize("losses", [[0.5], [0.0, 0.0], [0.3, math.nan, 0.2], [math.nan] * 3])
+def test_odd_losses_are_drawn(losses: list[float]) -> None:
+    chart = draw_loss_chart(losses)
+    assert chart.isfinite().all()
+    assert chart.min() < 0.5
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_one_broken_step_does_not_hide_the_others(broken: float) -> None:
+    line = _average_line(draw_loss_chart([0.5] * 10 + [broken] + [0.5] * 89))
+    assert (line[:, 1] > 600).any()
+
+
+def test_a_map_without_steps_is_refused() -> None:
+    with pytest.raises(AtelierError, match="loss_map: there are no steps"):
+        draw_loss_chart([])

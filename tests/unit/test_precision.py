@@ -1,0 +1,58 @@
+"""Number formats, and the accelerator of one run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.precision import MixedPrecision, compute_dtype, make_accelerator
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("choice", "host_dtype", "device", "bf16_is_fast", "expected"),
+    [
+        ("auto", F32, CPU, False, F32),
+        ("auto", BF16, CPU, False, BF16),
+        ("auto", F16, CPU, False, F32),  # has no loss scaling there
+        ("auto", F32, CUDA, True, F32),
+        ("auto", F16, CUDA, True, BF16),
+        ("auto", F16, CUDA, False, F16),
+        ("auto", BF16, CUDA, False, BF16),
+        ("no", F16, CUDA, True, F32),
+        ("bf16", F16, CUDA, False, BF16),
+        ("bf16", F32, CPU, False, BF16),
+        ("fp16", BF16, CUDA, True, F16),
+    ],
+)
+def test_the_type_of_activations(choice, host_dtype, device, bf16_is_fast, expected) -> None:
+    assert compute_dtype(MixedPrecision(choice), host_dtype, device, bf16_is_fast) == expected
+
+
+def test_fp16_on_the_cpu_is_refused_in_words() -> None:
+    with pytest.raises(AtelierError, match="mixed_precision fp16 needs a GPU: .*bf16"):
+        compute_dtype(MixedPrecision.FP16, F32, CPU, False)
+
+
+def test_a_second_run_in_the_process_has_settings_of_its_own() -> None:
+    from accelerate import Accelerator
+
+    Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=4)  # another pack's
+    ours = make_accelerator(CPU, F32)
+    assert (ours.mixed_precision, ours.gradient_accumulation_steps) == ("no", 1)
+    assert make_accelerator(CPU, BF16).mixed_precision == "no"  # the model casts, not autocast
+
+
+def test_on_the_cpu_there_is_no_loss_scaler() -> None:
+    accelerator = make_accelerator(CPU, BF16)
+    assert accelerator.scaler is None
+    assert accelerator.device == CPU
+
+
+@pytest.mark.gpu
+def test_fp16_on_a_gpu_scales_the_loss() -> None:
+    assert make_accelerator(CPU, F32).scaler is None
+    assert make_accelerator(CUDA, F16).scaler is not None
