@@ -33,15 +33,16 @@ def dataset_folder(folder: str) -> Path:
     roots = dataset_roots()
     if not text:
         raise AtelierError(f"folder is empty. Give the name of a folder in {roots[0]}.")
-    found = None
+    found, leads_out = None, False
     for root in roots:
         path = Path(os.path.realpath(root / text))
         if not path.is_relative_to(root):
+            leads_out = leads_out or os.path.lexists(root / text)  # a link to somewhere else
             continue
         if path.is_dir():
             return path
         found = found or path
-    if found is None:
+    if found is None or leads_out:
         raise AtelierError(
             f'folder "{text}" lies outside the folders this pack may read: '
             f"{', '.join(map(str, roots))}. Move it into ComfyUI's input folder, or list its "

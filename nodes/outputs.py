@@ -29,7 +29,7 @@ def new_file(filename_prefix: str, extension: str, root: Path) -> Path:
             f'filename_prefix "{filename_prefix}" leads out of {root}. '
             'Use a plain name such as "atelier/my_style".'
         ) from error
-    if not name:
+    if not name.strip(". "):  # the host makes "." of an empty prefix: a hidden file
         raise AtelierError("filename_prefix is empty or ends in a slash. Give the file a name.")
     return Path(folder) / f"{name}_{counter:05}_{extension}"
 

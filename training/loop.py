@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,7 @@ from .lr_scheduler import build_lr_scheduler
 from .network import build_network
 from .objective import add_noise, draw_timestep, sample_losses
 from .optimizer import build_optimizer
-from .precision import make_accelerator
+from .precision import forget_accelerator, make_accelerator
 from .random_streams import generator
 from .run import Predict, StepRecord, TrainingRun, TrainingState
 
@@ -53,6 +54,8 @@ def train(state: TrainingState, steps: int, listener: Listener) -> TrainingState
     except BaseException:
         listener.on_interrupted(trainer.freeze())
         raise
+    finally:
+        forget_accelerator()
     return trainer.freeze()
 
 
@@ -101,9 +104,9 @@ class _Trainer:
             raise TrainingDiverged(_divergence_message(record))
         self.optimizer.step()
         skipped = self.optimizer.step_was_skipped
-        if not skipped:
+        if not skipped and record.step < self.run.spec.max_train_steps:  # then the rate holds
             self.scheduler.step()
-        record = StepRecord(**{**record.__dict__, "skipped": skipped})
+        record = replace(record, skipped=skipped)
         self.history.append(record)
         self.step = record.step
         if len(self.history) >= MAX_SKIPPED_IN_A_ROW and all(

@@ -45,12 +45,12 @@ class TrainedLora(dict[str, Tensor]):
         self.metadata = dict(metadata)
 
 
-def trained_lora(state: TrainingState, base_model: str = "") -> TrainedLora:
+def trained_lora(state: TrainingState) -> TrainedLora:
     """The adapters of ``state`` with the metadata other programs look for."""
-    return TrainedLora(state.network, lora_metadata(state, base_model))
+    return TrainedLora(state.network, lora_metadata(state))
 
 
-def lora_metadata(state: TrainingState, base_model: str = "") -> dict[str, str]:
+def lora_metadata(state: TrainingState) -> dict[str, str]:
     """``ss_*`` as kohya-ss/sd-scripts writes them (train_network.py), every value a string."""
     spec, dataset = state.run.spec, state.run.dataset
     values = {
@@ -73,7 +73,6 @@ def lora_metadata(state: TrainingState, base_model: str = "") -> dict[str, str]:
         "ss_num_batches_per_epoch": state.run.plan.batches_per_epoch,
         "ss_resolution": f"({dataset.resolution}, {dataset.resolution})",
         "ss_tag_frequency": json.dumps({dataset.name: tag_frequency(state)}, ensure_ascii=False),
-        "ss_sd_model_name": base_model,
         "ss_training_finished_at": datetime.now(timezone.utc).timestamp(),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.prediction_type": state.run.model.schedule.prediction_type.value,
@@ -93,16 +92,8 @@ def tag_frequency(state: TrainingState) -> dict[str, int]:
     return dict(count.most_common())
 
 
-def save_lora(
-    path: Path,
-    lora: Mapping[str, Tensor],
-    precision: SavePrecision,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write the file beside its final name, flush it, then rename it.
-
-    Args:
-        metadata: added to what the LoRA remembers itself.
+def save_lora(path: Path, lora: Mapping[str, Tensor], precision: SavePrecision) -> None:
+    """Write the LoRA with whatever metadata it remembers, whole or not at all.
 
     Raises:
         AtelierError: a weight is not finite, before or after conversion; nothing is written.
@@ -115,8 +106,8 @@ def save_lora(
         f"({len(broken)} of {len(tensors)} tensors, e.g. {broken[:1]}). It was not saved: training "
         "diverged, or fp16 is too narrow; try bf16 or float.",
     )
-    facts = {**getattr(lora, "metadata", {}), **(metadata or {})}
-    write_whole(path, save(tensors, metadata={"format": "pt", **facts}))
+    metadata = {"format": "pt", **getattr(lora, "metadata", {})}
+    write_whole(path, save(tensors, metadata=metadata))
 
 
 def write_whole(path: Path, content: bytes) -> None:

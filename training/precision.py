@@ -59,14 +59,20 @@ def compute_dtype(
 def make_accelerator(device: torch.device, dtype: torch.dtype):
     """An ``accelerate.Accelerator`` for one run.
 
-    Its settings are kept in process-wide singletons, so those of an earlier run in the same
-    process are dropped first. The base model is never ``prepare``\\ d: the host owns its device,
-    type and forward.
+    Its settings live in process-wide singletons, so those of an earlier user in the same process
+    are dropped first. The base model is never handed to it: the host owns its device, type and
+    forward. Call :func:`forget_accelerator` when the run is over.
     """
     from accelerate import Accelerator  # heavy: not at start-up
+
+    forget_accelerator()
+    scaling = "fp16" if dtype == torch.float16 else "no"
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=scaling)
+
+
+def forget_accelerator() -> None:
+    """Drop accelerate's process-wide settings, so that other packs can choose theirs."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    scaling = "fp16" if dtype == torch.float16 else "no"
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=scaling)

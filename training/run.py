@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -81,7 +82,7 @@ class TrainingRun:
     conditioning: Mapping[str, Conditioning]
     """Caption -> its encoding."""
 
-    @property
+    @cached_property
     def plan(self) -> BatchPlan:
         repeats = tuple(sample.num_repeats for sample in self.dataset.samples)
         return BatchPlan(repeats, self.spec.train_batch_size, self.spec.seed)

@@ -1,9 +1,13 @@
 """The demo's LoRA changes the style, and only because it was trained on that style.
 
 The demo's base model paints emoji in three styles and has never seen the fourth, glossy one. The
-LoRA is trained on 32 subjects in it. On the 20 subjects that it was not trained on, its pictures
-must lie nearer to the style's true pictures than the base's; so must those of nothing that was not
-trained on the style.
+LoRA is trained on 32 subjects in it. Of the 20 subjects that it was not trained on, its pictures
+must lie nearer to the true glossy picture of the same subject than the base's do; those of a LoRA
+at strength 0, or of one trained on other styles under the same captions, must not.
+
+Nearer is measured in colour after a blur of one pixel (RMS over the picture, 0..1). That is fair
+here because the styles draw a subject in nearly the same outline: what is left is how its areas
+are filled, coloured and lit, and what is black. The blur forgives an edge that is off by a pixel.
 """
 
 from __future__ import annotations
@@ -20,11 +24,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.stats import ttest_rel
+from scipy.ndimage import gaussian_filter
+from scipy.stats import wilcoxon
 
 import demo
 from host import HostServer
-from style_meter import Picture, StyleMeter
 from workflow import to_prompt
 
 pytestmark = pytest.mark.slow
@@ -34,6 +38,10 @@ SUBJECTS = sorted(path.stem for path in (IMAGES / "glossy" / "heldout").glob("*.
 SEEDS = 4
 OTHER_STYLES = ("flat", "ink", "noto")
 SHUFFLED = "shuffled"
+SIGNIFICANT = 0.01
+
+Picture = NDArray[np.float64]
+"""[64, 64, 3] RGB, 0..1, on white."""
 
 
 @pytest.fixture(scope="module")
@@ -69,55 +77,59 @@ def shuffled_lora(studio: HostServer, workflow: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def meter(studio: HostServer) -> StyleMeter:
-    """Learned from true pictures of the subjects the LoRA was trained on, as the VAE paints them.
+def true_pictures(studio: HostServer) -> list[Picture]:
+    """The held-out subjects in the glossy style, as the VAE paints them.
 
     Through the VAE, since nothing the model samples can be sharper than its decoder.
     """
-    names = [path.stem for path in sorted((IMAGES / "glossy" / "train").glob("*.png"))]
-    folders = [IMAGES / "glossy" / "train", *(IMAGES / "other" / style for style in OTHER_STYLES)]
-    glossy, *others = (_through_vae(studio, [f / f"{n}.png" for n in names]) for f in folders)
-    return StyleMeter.fit(glossy, others)
+    return _through_vae(studio, [IMAGES / "glossy" / "heldout" / f"{s}.png" for s in SUBJECTS])
 
 
 @pytest.fixture(scope="module")
-def base_distances(studio: HostServer, meter: StyleMeter) -> NDArray[np.float64]:
-    return _distances(studio, meter, None, 1.0)
-
-
-def test_the_meter_tells_the_style_from_the_others(studio: HostServer, meter: StyleMeter) -> None:
-    true = _through_vae(studio, [IMAGES / "glossy" / "heldout" / f"{s}.png" for s in SUBJECTS])
-    near = np.array([meter.distance(picture) for picture in true])
-    for style in OTHER_STYLES:
-        other = _through_vae(studio, [IMAGES / "other" / style / f"{s}.png" for s in SUBJECTS])
-        far = np.array([meter.distance(picture) for picture in other])
-        assert _p_value(far, near) < 0.01, style
+def base_distances(studio: HostServer, true_pictures: list[Picture]) -> NDArray[np.float64]:
+    return _distances(studio, true_pictures, None, 1.0)
 
 
 def test_the_lora_brings_pictures_nearer_to_the_style(
-    studio: HostServer, meter: StyleMeter, base_distances: NDArray[np.float64], glossy_lora: str
+    studio: HostServer,
+    true_pictures: list[Picture],
+    base_distances: NDArray[np.float64],
+    glossy_lora: str,
 ) -> None:
-    distances = _distances(studio, meter, glossy_lora, 1.0)
-    assert _p_value(base_distances, distances) < 0.01
+    distances = _distances(studio, true_pictures, glossy_lora, 1.0)
+    assert _p_value(base_distances, distances) < SIGNIFICANT
 
 
 def test_at_strength_zero_it_does_not(
-    studio: HostServer, meter: StyleMeter, base_distances: NDArray[np.float64], glossy_lora: str
+    studio: HostServer,
+    true_pictures: list[Picture],
+    base_distances: NDArray[np.float64],
+    glossy_lora: str,
 ) -> None:
-    distances = _distances(studio, meter, glossy_lora, 0.0)
-    assert not _p_value(base_distances, distances) < 0.01
+    distances = _distances(studio, true_pictures, glossy_lora, 0.0)
+    assert _p_value(base_distances, distances) >= SIGNIFICANT
 
 
 def test_a_lora_of_shuffled_styles_does_not(
-    studio: HostServer, meter: StyleMeter, base_distances: NDArray[np.float64], shuffled_lora: str
+    studio: HostServer,
+    true_pictures: list[Picture],
+    base_distances: NDArray[np.float64],
+    shuffled_lora: str,
 ) -> None:
-    distances = _distances(studio, meter, shuffled_lora, 1.0)
-    assert not _p_value(base_distances, distances) < 0.01
+    distances = _distances(studio, true_pictures, shuffled_lora, 1.0)
+    assert _p_value(base_distances, distances) >= SIGNIFICANT
 
 
 def _p_value(far: NDArray[np.float64], near: NDArray[np.float64]) -> float:
-    """Paired one-sided t-test that ``near`` is smaller; NaN when they are all equal."""
-    return float(ttest_rel(far, near, alternative="greater").pvalue)
+    """Wilcoxon's signed-rank test over the subjects, one-sided: is ``near`` smaller?"""
+    if np.array_equal(far, near):
+        return 1.0
+    return float(wilcoxon(far, near, alternative="greater").pvalue)
+
+
+def _distance(picture: Picture, true: Picture) -> float:
+    blurred = [gaussian_filter(p, (1, 1, 0)) for p in (picture, true)]
+    return float(np.sqrt(np.square(blurred[0] - blurred[1]).mean()))
 
 
 def _train(server: HostServer, workflow: dict[str, Any], folder: str, prefix: str) -> str:
@@ -142,7 +154,7 @@ def _needed_for(graph: dict[str, Any], node: str) -> dict[str, Any]:
 
 
 def _distances(
-    server: HostServer, meter: StyleMeter, lora: str | None, strength: float
+    server: HostServer, true_pictures: list[Picture], lora: str | None, strength: float
 ) -> NDArray[np.float64]:
     """One a held-out subject: the mean over its seeds, which are not independent of each other."""
     graph: dict[str, Any] = {
@@ -183,8 +195,8 @@ def _distances(
     result = server.queue(graph, timeout=1200).check()
     return np.array(
         [
-            np.mean([meter.distance(p) for p in _pictures(server, result.images(f"save{i}"))])
-            for i in range(len(SUBJECTS))
+            np.mean([_distance(p, true) for p in _pictures(server, result.images(f"save{i}"))])
+            for i, true in enumerate(true_pictures)
         ]
     )
 

@@ -9,13 +9,13 @@ import comfy.model_sampling
 import comfy.sd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from lora_atelier.training.host.result import apply_lora
 from lora_atelier.training.loop import train
 from lora_atelier.training.lora_file import trained_lora
 from lora_atelier.training.run import TrainingState, start
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from tiny_training import (
     CAPTIONS,
     Parts,

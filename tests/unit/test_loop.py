@@ -213,3 +213,16 @@ def test_bfloat16_trains_float32_adapters(make_run: Make, make_listener: Make) -
     assert {tensor.dtype for tensor in state.network.values()} == {torch.float32}
     assert state.history[0].loss != full.history[0].loss
     assert state.history[0].loss == pytest.approx(full.history[0].loss, rel=0.05)
+
+
+def test_past_the_horizon_the_last_rate_holds(make_run: Make, make_listener: Make) -> None:
+    run = make_run(lr_scheduler=LRSchedulerSpec(LRSchedulerType.COSINE, 0.0), max_train_steps=4)
+    rates = [r.learning_rate for r in train(start(run), 7, make_listener()).history]
+    assert rates[3] > 0 and rates[4:] == [rates[3]] * 3
+
+
+def test_a_run_leaves_accelerate_as_it_was(make_run: Make, make_listener: Make) -> None:
+    train(start(make_run()), 1, make_listener())
+    from accelerate.state import AcceleratorState
+
+    assert AcceleratorState._shared_state == {}

@@ -39,7 +39,9 @@ def test_fp16_on_the_cpu_is_refused_in_words() -> None:
 
 def test_a_second_run_in_the_process_has_settings_of_its_own() -> None:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # what earlier tests have left
     Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=4)  # another pack's
     ours = make_accelerator(CPU, F32)
     assert (ours.mixed_precision, ours.gradient_accumulation_steps) == ("no", 1)

@@ -1,0 +1,169 @@
+"""The pack as a person meets it: in the template browser, on the canvas, in the help, in search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frontend import WORKFLOW, Frontend
+from workflow import to_prompt
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+DOCS = Path(__file__).resolve().parents[2] / "web" / "docs"
+CHINESE = Path(__file__).resolve().parents[2] / "locales" / "zh" / "nodeDefs.json"
+NODES = sorted(folder.name for folder in DOCS.iterdir())
+CARD = '[data-testid="template-workflow-style_lora"]'
+
+# What the canvas writes into a row: the name, a gap, the value, between margins and arrows.
+CUT_WIDGETS = """types => {
+    const context = document.createElement('canvas').getContext('2d');
+    context.font = `${LiteGraph.NODE_TEXT_SIZE}px ${LiteGraph.NODE_FONT}`;
+    const cut = [];
+    for (const type of types) {
+        const node = LiteGraph.createNode(type);
+        app.graph.add(node);
+        const [width, height] = node.computeSize();
+        if (node.size[0] < width || node.size[1] < height) cut.push(`${type}: too small`);
+        for (const widget of node.widgets ?? []) {
+            const texts = [widget.label ?? widget.name, String(widget.value)];
+            const needed = texts.map(t => context.measureText(t).width).reduce((a, b) => a + b);
+            if (needed + 70 > node.size[0])
+                cut.push(`${type}.${widget.name}: ${needed} + 70 > ${node.size[0]}`);
+        }
+        app.graph.remove(node);
+    }
+    return cut;
+}"""
+
+LOOK = """() => app.graph._nodes.filter(node => node.type.startsWith('Atelier')).map(node => ({
+    type: node.type,
+    title: node.title,
+    inputs: node.inputs.map(slot => [slot.name, slot.label ?? slot.localized_name]),
+    outputs: node.outputs.map(slot => slot.label ?? slot.localized_name ?? slot.name),
+    widgets: node.widgets.map(widget => [widget.name, widget.label]),
+}))"""
+
+
+def test_the_template_browser_lists_the_workflow_with_its_picture_and_opens_it(
+    english: Frontend,
+) -> None:
+    page = english.page
+    english.run("() => app.graph.clear()")
+    english.run("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.locator("[role=dialog] input[placeholder]").first.fill("style_lora")
+    card = page.locator(CARD).first
+    card.wait_for(timeout=20_000)
+    picture = card.locator("img[src*='/lora-atelier/style_lora.jpg']").first
+    picture.wait_for(timeout=20_000)
+    page.wait_for_function(
+        "() => [...document.images].some(i => i.src.includes('style_lora.jpg') && i.naturalWidth)"
+    )
+    english.screenshot("template-browser")
+    card.click()
+    count = len(json.loads(WORKFLOW.read_text("utf-8"))["nodes"])
+    page.wait_for_function("count => app.graph._nodes.length === count", arg=count)
+    page.locator("[role=dialog]").wait_for(state="detached", timeout=10_000)
+
+
+def test_the_workflow_opens_without_a_missing_node_a_red_border_or_a_warning(
+    english: Frontend,
+) -> None:
+    english.open_workflow()
+    troubled = english.run(
+        """() => app.graph._nodes
+            .filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type])
+            .map(n => n.type)"""
+    )
+    assert troubled == []
+    assert english.page.locator("[role=dialog]").count() == 0
+    alerts = english.page.locator(".p-toast-message").all_inner_texts()
+    assert alerts == []
+    english.screenshot("graph-dark")
+
+
+def test_the_browser_queues_what_the_converter_makes(english: Frontend) -> None:
+    english.open_workflow()
+    queued = english.run("async () => JSON.stringify((await app.graphToPrompt()).output)")
+    ui = json.loads(WORKFLOW.read_text("utf-8"))
+    assert to_prompt(ui, english.server.object_info()) == json.loads(queued)
+
+
+def test_widgets_are_legible_at_the_default_size(english: Frontend) -> None:
+    assert english.run(CUT_WIDGETS, NODES) == []
+
+
+def test_every_help_page_opens_from_its_node(english: Frontend) -> None:
+    english.open_workflow()
+    for node in NODES:
+        shown = english.help_page(node)
+        title = (DOCS / node / "en.md").read_text("utf-8").splitlines()[0].removeprefix("# ")
+        assert shown.startswith(title)
+        assert "|" not in shown, "a table is shown as raw text"
+    english.screenshot("help-en")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lora", {"LoRA Network", "Train LoRA", "Save LoRA"}),
+        ("train", {"Train LoRA"}),
+        ("dataset", {"Load Image Dataset"}),
+    ],
+)
+def test_search_finds_the_nodes(text: str, expected: set[str], english: Frontend) -> None:
+    assert expected <= set(english.search(text))
+
+
+def test_search_finds_the_nodes_in_chinese(chinese: Frontend) -> None:
+    assert "训练 LoRA" in chinese.search("训练")
+    assert "加载图像数据集" in chinese.search("数据集")
+
+
+def test_the_graph_speaks_chinese(chinese: Frontend) -> None:
+    chinese.open_workflow()
+    told = json.loads(CHINESE.read_text("utf-8"))
+    nodes = chinese.run(LOOK)
+    assert {node["type"] for node in nodes} == set(NODES)
+    for node in nodes:
+        texts = told[node["type"]]
+        assert node["title"] == texts["display_name"]
+        for name, label in [*node["widgets"], *node["inputs"]]:
+            assert label == texts["inputs"][name]["name"], f"{node['type']}.{name}"
+        outputs = [text["name"] for text in texts["outputs"].values()]
+        assert node["outputs"] == outputs, node["type"]
+    chinese.screenshot("graph-zh")
+
+
+def test_widgets_are_legible_in_chinese(chinese: Frontend) -> None:
+    assert chinese.run(CUT_WIDGETS, NODES) == []
+
+
+def test_help_opens_in_chinese(chinese: Frontend) -> None:
+    chinese.open_workflow()
+    assert chinese.help_page("AtelierTrainLoRA").startswith("训练 LoRA")
+    chinese.screenshot("help-zh")
+
+
+def test_the_light_theme_shows_the_graph(
+    open_frontend: Callable[..., AbstractContextManager[Frontend]],
+) -> None:
+    with open_frontend(palette="light") as light:
+        light.open_workflow()
+        background: Any = light.run(
+            "() => getComputedStyle(document.documentElement).getPropertyValue('--bg-color')"
+        )
+        assert background.strip().lower() in ("#fff", "#ffffff", "white")
+        assert light.own_errors() == []
+        light.screenshot("graph-light")
+
+
+def test_the_pack_has_put_no_error_on_the_console(english: Frontend, chinese: Frontend) -> None:
+    """Last, so that it hears of everything the tests above have done."""
+    assert english.own_errors() == []
+    assert chinese.own_errors() == []

@@ -1,0 +1,113 @@
+"""The graphs that the end-to-end tests queue, in API format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+Prompt = dict[str, dict[str, Any]]
+
+PICTURES = Path(__file__).resolve().parents[1] / "demo" / "images" / "glossy" / "train"
+LOADER, DATASET, NETWORK, OPTIMIZER, TRAIN, SAVE = "1", "2", "3", "4", "10", "11"
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def training(folder: str, steps: int = 4, prefix: str = "atelier/tiny") -> Prompt:
+    """Checkpoint and folder -> Train LoRA -> Save LoRA (float, also into models/loras)."""
+    return {
+        LOADER: node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors"),
+        DATASET: node(
+            "AtelierLoadDataset",
+            folder=folder,
+            resolution=64,
+            num_repeats=1,
+            class_tokens="",
+            source="",
+            license="",
+        ),
+        NETWORK: node("AtelierNetwork", network_dim=4, network_alpha=3.0),
+        OPTIMIZER: node(
+            "AtelierOptimizer",
+            optimizer_type="AdamW",
+            unet_lr=2e-3,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+        ),
+        "5": node("AtelierScheduler", lr_scheduler="constant", lr_warmup_ratio=0.0),
+        TRAIN: node(
+            "AtelierTrainLoRA",
+            model=[LOADER, 0],
+            clip=[LOADER, 1],
+            vae=[LOADER, 2],
+            dataset=[DATASET, 0],
+            max_train_steps=steps,
+            train_batch_size=1,
+            gradient_accumulation_steps=1,
+            mixed_precision="no",
+            seed=5,
+            network=[NETWORK, 0],
+            optimizer=[OPTIMIZER, 0],
+            scheduler=["5", 0],
+        ),
+        SAVE: node(
+            "AtelierSaveLoRA",
+            lora=[TRAIN, 3],
+            filename_prefix=prefix,
+            save_precision="float",
+            add_to_models_loras=True,
+        ),
+    }
+
+
+def picture(name: str, source: str, model: int = 0, clip: int = 1, end: int = 10000) -> Prompt:
+    """A 64 px picture of what node `source` gives, saved as latent and as PNG.
+
+    Args:
+        name: prefix of the node ids and the files.
+        model, clip: outputs of `source`.
+        end: any step past the last: another value computes the same picture again, uncached.
+    """
+    text, empty, sample, decode = (f"{name}-{part}" for part in ("text", "empty", "ks", "vae"))
+    return {
+        text: node("CLIPTextEncode", clip=[source, clip], text="a red cat"),
+        empty: node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        sample: node(
+            "KSamplerAdvanced",
+            model=[source, model],
+            positive=[text, 0],
+            negative=[text, 0],
+            latent_image=[empty, 0],
+            add_noise="enable",
+            noise_seed=11,
+            steps=4,
+            cfg=2.0,
+            sampler_name="euler",
+            scheduler="normal",
+            start_at_step=0,
+            end_at_step=end,
+            return_with_leftover_noise="disable",
+        ),
+        decode: node("VAEDecode", samples=[sample, 0], vae=[LOADER, 2]),
+        f"{name}-png": node("SaveImage", images=[decode, 0], filename_prefix=name),
+        f"{name}-latent": node("SaveLatent", samples=[sample, 0], filename_prefix=name),
+    }
+
+
+def with_lora(name: str, file: str) -> Prompt:
+    """The picture of the checkpoint with a file on it, through the stock LoraLoader."""
+    loader = f"{name}-lora"
+    return {
+        LOADER: node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors"),
+        loader: node(
+            "LoraLoader",
+            model=[LOADER, 0],
+            clip=[LOADER, 1],
+            lora_name=file,
+            strength_model=1.0,
+            strength_clip=1.0,
+        ),
+        **picture(name, loader),
+    }
