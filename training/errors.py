@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from types import ModuleType
 
 
 class AtelierError(ValueError):
@@ -23,3 +25,19 @@ def require_number(name: str, value: float, low: float, high: float, advice: str
     """
     inside = math.isfinite(value) and low <= value <= high
     require(inside, f"{name} is {value}: it must be a number from {low:g} to {high:g}. {advice}")
+
+
+def needed_package(module: str, purpose: str) -> ModuleType:
+    """Import one of the pack's own requirements where it is used: at start-up it would cost time.
+
+    Raises:
+        AtelierError: it is not installed (or broken); says for what, and how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise AtelierError(
+            f"{purpose} needs the package {package} ({error}). Install it with the Python that "
+            f"runs ComfyUI: python -m pip install {package}"
+        ) from error

@@ -71,9 +71,9 @@ class _Trainer:
         self.network = build_network(model.layers, spec.network, spec.seed)
         self.network.load_state_dict(state.network)
         self.network.to(model.device)
-        self.accelerator = make_accelerator(model.device, self.dtype)
         optimizer = build_optimizer(self.network.parameters(), spec.optimizer)
         self.scheduler = build_lr_scheduler(optimizer, spec.lr_scheduler, spec.max_train_steps)
+        self.accelerator = make_accelerator(model.device, self.dtype)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         if state.optimizer is not None:
             for name, part in self._stateful().items():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .errors import require
+from .errors import needed_package, require
 
 EMA_DECAY = 0.98
 """Smoothing of the drawn line: a mean over about the last 50 steps."""
@@ -39,11 +39,11 @@ def draw_loss_chart(losses: Sequence[float], title: str = "", size: tuple[int, i
         [height, width, 3] float32, 0..1, RGB.
     """
     require(len(losses) > 0, "loss_map: there are no steps to draw.")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # heavy: not at start-up
-    from matplotlib.figure import Figure  # not pyplot: no global state in a server
+    agg = needed_package("matplotlib.backends.backend_agg", "The loss chart")
+    figures = needed_package("matplotlib.figure", "The loss chart")  # not pyplot: it keeps state
 
-    figure = Figure(figsize=(size[0] / 120, size[1] / 120), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = figures.Figure(figsize=(size[0] / 120, size[1] / 120), dpi=120, layout="constrained")
+    canvas = agg.FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     steps = range(1, len(losses) + 1)
     line = smoothed(losses)

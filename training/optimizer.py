@@ -9,7 +9,7 @@ from enum import Enum
 import torch
 from torch import nn
 
-from .errors import AtelierError, require_number
+from .errors import needed_package, require_number
 
 
 class OptimizerType(str, Enum):
@@ -40,15 +40,8 @@ def build_optimizer(
     parameters: Iterable[nn.Parameter], spec: OptimizerSpec
 ) -> torch.optim.Optimizer:
     """Raises :class:`AtelierError` when the optimizer's package is not installed."""
-    parameters = list(parameters)
     if spec.optimizer_type is OptimizerType.ADAMW:
         kind = torch.optim.AdamW
     else:
-        try:
-            from bitsandbytes.optim import AdamW8bit as kind
-        except ImportError as error:
-            raise AtelierError(
-                "optimizer_type AdamW8bit needs the package bitsandbytes "
-                f"(pip install bitsandbytes): {error}. AdamW works without it."
-            ) from error
-    return kind(parameters, lr=spec.unet_lr, weight_decay=spec.weight_decay)
+        kind = needed_package("bitsandbytes.optim", "optimizer_type AdamW8bit").AdamW8bit
+    return kind(list(parameters), lr=spec.unet_lr, weight_decay=spec.weight_decay)

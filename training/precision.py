@@ -10,7 +10,7 @@ from enum import Enum
 
 import torch
 
-from .errors import require
+from .errors import needed_package, require
 
 
 class MixedPrecision(str, Enum):
@@ -63,11 +63,10 @@ def make_accelerator(device: torch.device, dtype: torch.dtype):
     are dropped first. The base model is never handed to it: the host owns its device, type and
     forward. Call :func:`forget_accelerator` when the run is over.
     """
-    from accelerate import Accelerator  # heavy: not at start-up
-
+    accelerate = needed_package("accelerate", "Training")
     forget_accelerator()
     scaling = "fp16" if dtype == torch.float16 else "no"
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=scaling)
+    return accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision=scaling)
 
 
 def forget_accelerator() -> None:

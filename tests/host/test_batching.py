@@ -31,8 +31,8 @@ from tiny_training import (
 
 LONG = "a very small and very old wooden house with a green door " * 8
 """More than 75 tokens: the host encodes it in two chunks, as 154 vectors."""
-LONGER = LONG * 2
-"""Three chunks: neither a multiple nor a divisor of two."""
+LONGEST = LONG * 4
+"""Six chunks: more than the host will stretch a short caption to, so it gets a batch of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def parts(tiny_checkpoint: Path) -> Parts:
 
 @pytest.fixture(scope="module")
 def encoded(parts: Parts) -> dict[str, Any]:
-    return encode(parts.clip, (*CAPTIONS, LONG, LONGER))
+    return encode(parts.clip, (*CAPTIONS, LONG, LONGEST))
 
 
 def losses_together_and_alone(parts: Parts, conditioning: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -65,15 +65,15 @@ def test_four_captions_in_one_batch_give_the_losses_of_four_batches(
 
 @pytest.mark.parametrize(
     "captions",
-    [(CAPTIONS[0], LONG, CAPTIONS[1], LONG + "!"), (CAPTIONS[0], LONG, LONGER, CAPTIONS[1])],
-    ids=["77-and-154-tokens", "77-154-and-231-tokens"],
+    [(CAPTIONS[0], LONG, CAPTIONS[1], LONG + "!"), (CAPTIONS[0], LONG, LONGEST, CAPTIONS[1])],
+    ids=["77-and-154-tokens", "77-154-and-462-tokens"],
 )
 def test_captions_of_unequal_length_do_not_disturb_each_other(
     parts: Parts, encoded: dict[str, Any], captions: tuple[str, ...]
 ) -> None:
     conditioning = {c: encoded.get(c) or encode(parts.clip, [c])[c] for c in captions}
     lengths = {embedding.shape[1] for embedding, _ in conditioning.values()}
-    assert len(lengths) > 1  # else this would be the test above
+    assert lengths == ({77, 154, 462} if LONGEST in captions else {77, 154})
     together, alone = losses_together_and_alone(parts, conditioning)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
 

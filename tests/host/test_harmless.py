@@ -22,7 +22,6 @@ from lora_atelier.nodes.outputs import run_folder
 from lora_atelier.nodes.train import train_steps
 from lora_atelier.training.dataset import load_folder
 from lora_atelier.training.host.session import start_run
-from lora_atelier.training.precision import make_accelerator
 from lora_atelier.training.run import TrainingState, start
 from tiny_training import (
     CAPTIONS,
@@ -50,9 +49,10 @@ def encoded(parts: Parts) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def accelerate_is_loaded() -> None:
-    """Its first use logs an exception, and pytest keeps the record, with all the frames in it."""
-    make_accelerator(torch.device("cpu"), torch.float32)
+def libraries_are_loaded(parts: Parts, encoded: dict[str, Any]) -> None:
+    """Their first import logs an exception; pytest keeps that record, and the frames in it."""
+    with torch.inference_mode():
+        train_steps(start(make_run(parts.model, encoded)), 1)
 
 
 @pytest.fixture(autouse=True)
