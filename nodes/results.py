@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..training.lora_file import SavePrecision, save_lora
+from ..training.lora_file import SavePrecision, save_lora, write_whole
 from ..training.loss_chart import draw_loss_chart
 from .checks import verdict
 from .outputs import loras_folder, new_file, output_folder
@@ -79,10 +79,11 @@ class SaveLoRA(io.ComfyNode):
         save_precision: str,
         add_to_models_loras: bool,
     ) -> io.NodeOutput:
-        roots = [output_folder(), loras_folder()] if add_to_models_loras else [output_folder()]
-        files = [new_file(filename_prefix, ".safetensors", root) for root in roots]
-        for file in files:
-            save_lora(file, lora, SavePrecision(save_precision))
+        files = [new_file(filename_prefix, ".safetensors", output_folder())]
+        save_lora(files[0], lora, SavePrecision(save_precision))
+        if add_to_models_loras:
+            files.append(new_file(filename_prefix, ".safetensors", loras_folder()))
+            write_whole(files[1], files[0].read_bytes())  # the same bytes, so both hash alike
         saved = "\n".join(map(str, files))
         show_text(saved)
         return io.NodeOutput(str(files[0]), ui=ui.PreviewText(saved))

@@ -102,7 +102,8 @@ class Frontend:
         box.fill(text)
         self.page.wait_for_timeout(SECONDS)
         rows = self.page.locator("[role=option]").all_inner_texts()
-        self.page.keyboard.press("Escape")
-        self.page.keyboard.press("Escape")
+        while box.is_visible():  # the first one closes the list below it
+            self.page.keyboard.press("Escape")
+            self.page.wait_for_timeout(SECONDS // 2)
         own = [row.replace("\xa0", " ") for row in rows if PACK_NAME in row]
         return [row.splitlines()[0].strip() for row in own]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from frontend import WORKFLOW, Frontend
 from workflow import to_prompt
@@ -51,24 +52,26 @@ LOOK = """() => app.graph._nodes.filter(node => node.type.startsWith('Atelier'))
 
 
 def test_the_template_browser_lists_the_workflow_with_its_picture_and_opens_it(
-    english: Frontend,
+    open_frontend: Callable[..., AbstractContextManager[Frontend]],
 ) -> None:
-    page = english.page
-    english.run("() => app.graph.clear()")
-    english.run("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.locator("[role=dialog] input[placeholder]").first.fill("style_lora")
-    card = page.locator(CARD).first
-    card.wait_for(timeout=20_000)
-    picture = card.locator("img[src*='/lora-atelier/style_lora.jpg']").first
-    picture.wait_for(timeout=20_000)
-    page.wait_for_function(
-        "() => [...document.images].some(i => i.src.includes('style_lora.jpg') && i.naturalWidth)"
-    )
-    english.screenshot("template-browser")
-    card.click()
     count = len(json.loads(WORKFLOW.read_text("utf-8"))["nodes"])
-    page.wait_for_function("count => app.graph._nodes.length === count", arg=count)
-    page.locator("[role=dialog]").wait_for(state="detached", timeout=10_000)
+    with Image.open(WORKFLOW.with_suffix(".jpg")) as picture:
+        width = picture.width
+    with open_frontend() as frontend:
+        page = frontend.page
+        frontend.run("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        page.locator("[role=dialog] input[placeholder]").first.fill("style_lora")
+        card = page.locator(CARD).first
+        card.locator("img").first.wait_for(timeout=20_000)
+        page.wait_for_function(
+            "([card, width]) => document.querySelector(`${card} img`)?.naturalWidth === width",
+            arg=[CARD, width],
+        )
+        frontend.screenshot("template-browser")
+        card.click()
+        page.wait_for_function("count => app.graph._nodes.length === count", arg=count)
+        page.locator("[role=dialog]").wait_for(state="detached", timeout=10_000)
+        assert frontend.own_errors() == []
 
 
 def test_the_workflow_opens_without_a_missing_node_a_red_border_or_a_warning(

@@ -90,10 +90,8 @@ def cycle(server: HostServer) -> Cycle:
 def test_the_lora_is_written_where_it_was_asked_for(server: HostServer, cycle: Cycle) -> None:
     name = "atelier/cycle_00001_.safetensors"
     saved, copy = (server.base / folder / name for folder in ("output", "models/loras"))
-    tensors, copied = load_file(saved), load_file(copy)
-    assert len(tensors) == 3 * 48
-    assert copied.keys() == tensors.keys()
-    assert all(np.array_equal(copied[key], value) for key, value in tensors.items())
+    assert len(load_file(saved)) == 3 * 48
+    assert copy.read_bytes() == saved.read_bytes()  # managers know files by their hash
     assert str(saved) in str(cycle.result.outputs[SAVE])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from lora_atelier.training.host.result import apply_lora
 from lora_atelier.training.loop import train
 from lora_atelier.training.lora_file import trained_lora
+from lora_atelier.training.precision import MixedPrecision
 from lora_atelier.training.run import TrainingState, start
 from tiny_training import (
     CAPTIONS,
@@ -173,6 +174,14 @@ def test_a_base_stored_narrow_trains_as_its_rounded_weights(
     with torch.inference_mode():
         state = train(start(run), 3, Recorder())
     assert all(w.isfinite().all() for w in state.network.values())
+    assert all(w.any() for key, w in state.network.items() if key.endswith("lora_up.weight"))
+
+
+def test_in_bf16_the_adapters_learn_in_fp32(parts: Parts, encoded: dict[str, Any]) -> None:
+    spec = quick_spec(train_batch_size=4, mixed_precision=MixedPrecision.BF16)
+    with torch.inference_mode():
+        state = train(start(make_run(parts.model, encoded, spec)), 3, Recorder())
+    assert all(w.dtype is torch.float32 and w.isfinite().all() for w in state.network.values())
     assert all(w.any() for key, w in state.network.items() if key.endswith("lora_up.weight"))
 
 
