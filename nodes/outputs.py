@@ -42,3 +42,12 @@ def output_folder() -> Path:
 def loras_folder() -> Path:
     """The first of ComfyUI's LoRA folders."""
     return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def shown(path: Path) -> str:
+    """A path for the text on a node: it is saved with the graph, so it must not tell where
+    ComfyUI lies on this machine."""
+    for name, root in (("output", output_folder()), ("models/loras", loras_folder())):
+        if path.is_relative_to(root):
+            return f"{name}/{path.relative_to(root).as_posix()}"
+    return path.name

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..training.lora_file import SavePrecision, save_lora, write_whole
 from ..training.loss_chart import draw_loss_chart
 from .checks import verdict
-from .outputs import loras_folder, new_file, output_folder
+from .outputs import loras_folder, new_file, output_folder, shown
 from .progress import show_text
 
 CATEGORY = "training/atelier/results"
@@ -84,9 +84,8 @@ class SaveLoRA(io.ComfyNode):
         if add_to_models_loras:
             files.append(new_file(filename_prefix, ".safetensors", loras_folder()))
             write_whole(files[1], files[0].read_bytes())  # the same bytes, so both hash alike
-        saved = "\n".join(map(str, files))
-        show_text(saved)
-        return io.NodeOutput(str(files[0]), ui=ui.PreviewText(saved))
+        show_text("\n".join(map(shown, files)))
+        return io.NodeOutput(str(files[0]), ui=ui.PreviewText("\n".join(map(str, files))))
 
 
 class LossChart(io.ComfyNode):

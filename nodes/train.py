@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from comfy_api.latest import io
@@ -10,14 +11,15 @@ from comfy_api.latest import io
 from ..training.dataset import ImageDataset
 from ..training.loop import train
 from ..training.lora_file import SavePrecision, save_lora, trained_lora
+from ..training.loss_chart import smoothed
 from ..training.lr_scheduler import LRSchedulerSpec
 from ..training.network import NetworkSpec
 from ..training.optimizer import OptimizerSpec
 from ..training.precision import MixedPrecision
 from ..training.run import StepRecord, TrainingSpec, TrainingState
 from .checks import verdict
-from .outputs import run_folder
-from .progress import StepReporter, show_text
+from .outputs import run_folder, shown
+from .progress import StepReporter, duration, show_text
 from .wires import (
     AtelierDataset,
     AtelierNetwork,
@@ -190,7 +192,9 @@ class TrainLoRA(io.ComfyNode):
             seed=seed,
         )
         show_text("encoding pictures and captions …")
+        started = time.monotonic()
         state = train_steps(start_run(model, clip, vae, dataset, spec), max_train_steps)
+        show_text(summary(state, time.monotonic() - started))
         return io.NodeOutput(state, *results(state, model, clip))
 
 
@@ -201,6 +205,13 @@ def results(state: TrainingState, model: Any, clip: Any) -> tuple[Any, Any, Any,
     lora = trained_lora(state)
     model, clip = apply_lora(model, clip, lora)
     return model, clip, lora, {"loss": [record.loss for record in state.history]}
+
+
+def summary(state: TrainingState, seconds: float) -> str:
+    """What stays on the node: single steps scatter, so the loss is the chart's moving average."""
+    loss = smoothed([record.loss for record in state.history])[-1]
+    epochs = state.history[-1].epoch + 1
+    return f"{state.step} steps, {epochs} epochs in {duration(seconds)} · loss {loss:.4f} (average)"
 
 
 def train_steps(state: TrainingState, steps: int) -> TrainingState:
@@ -227,5 +238,5 @@ class _GraphListener:
         name = state.run.dataset.name
         path = run_folder(name) / "lora" / f"{name}-step{state.step:06d}.safetensors"
         save_lora(path, trained_lora(state), SavePrecision.FLOAT)
-        show_text(f"stopped at step {state.step}; the LoRA so far is in {path}")
+        show_text(f"stopped at step {state.step}; the LoRA so far is in {shown(path)}")
         log.warning("Training stopped at step %d; the LoRA so far is in %s", state.step, path)

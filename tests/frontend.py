@@ -52,7 +52,7 @@ class Frontend:
 
     def _close_banner(self) -> None:
         """The advertisement of another node design, which hides the tabs."""
-        banner = self.page.locator("div:has(> div > button:text('Try it out'))").last
+        banner = self.page.locator("div:has(> div > button:text-matches('Try it out|试试看'))").last
         if banner.count():
             banner.locator("button").last.click()
 
@@ -96,9 +96,12 @@ class Frontend:
     def search(self, text: str) -> list[str]:
         """Titles of the pack's nodes that the search box offers, opened by a double click."""
         self.run("() => app.graph.clear()")
-        self.page.mouse.dblclick(1100, 600)
         box = self.page.locator("[id^='comfy-vue-node-search-box-input']")
-        box.wait_for(timeout=10 * SECONDS)
+        for _ in range(3):  # just after the box was closed, a double click may only focus
+            self.page.mouse.dblclick(1100, 600)
+            self.page.wait_for_timeout(SECONDS)
+            if box.is_visible():
+                break
         box.fill(text)
         self.page.wait_for_timeout(SECONDS)
         rows = self.page.locator("[role=option]").all_inner_texts()

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from frontend import WORKFLOW, Frontend
+from host import PACK_NAME
 from workflow import to_prompt
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -60,7 +61,7 @@ def test_the_template_browser_lists_the_workflow_with_its_picture_and_opens_it(
     with open_frontend() as frontend:
         page = frontend.page
         frontend.run("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-        page.locator("[role=dialog] input[placeholder]").first.fill("style_lora")
+        page.locator("[role=dialog]").get_by_text(PACK_NAME).first.click()
         card = page.locator(CARD).first
         card.locator("img").first.wait_for(timeout=20_000)
         page.wait_for_function(

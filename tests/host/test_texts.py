@@ -163,6 +163,7 @@ def test_messages_that_help_pages_quote_are_those_of_the_code(schemas: dict) -> 
         refusals = re.split(r"^## (?:When it|报错)", page.read_text("utf-8"), flags=re.M)[1]
         for message in re.findall(r"^- `([^`]+)`", refusals, flags=re.M):
             message = re.sub(r"^\w+ is …: it must", "… is …: it must", message)
-            parts = [part.strip() for part in re.split(r"…|\d+|\"\"", message)]
+            message = re.sub(r" (needs the package) \w+$", r"… \1", message)
+            parts = [part.strip() for part in re.split(r"…|\b\d+\b", message)]
             unknown += [f"{page}: {part}" for part in parts if len(part) > 3 and part not in plain]
     assert unknown == []
