@@ -111,6 +111,8 @@ def _check_own_comfyui(dev: bool) -> None:
         if missing:
             lines.append(f'missing {", ".join(missing)}: "{sys.executable}" -m pip install -r ')
             lines[-1] += f'"{requirements}"'
+    if importlib.util.find_spec("websocket") is None:
+        lines.append(f'missing websocket: "{sys.executable}" -m pip install websocket-client')
     if lines:
         raise BootstrapError(
             f"COMFYUI_PATH is set, so the Python that runs this ({sys.executable}) has to have the "

@@ -5,19 +5,16 @@
         picture = server.image(result.images()[0])
 
 The server gets a base directory of its own (models, input, output, user, custom_nodes), so it
-never reads or writes the files of the ComfyUI it runs from. Everything here is standard library: it
-has to run with the Python of any ComfyUI. The demo and the tests both use it.
+never reads or writes the files of the ComfyUI it runs from. The demo and the tests both use it.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -30,6 +27,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import websocket
 
 from bootstrap import ROOT, comfyui_path, venv_python
 
@@ -238,7 +237,7 @@ class HostServer:
         """
         started = time.monotonic()
         client = uuid.uuid4().hex
-        events = _WebSocket("127.0.0.1", self.port, f"/ws?clientId={client}")
+        events = _Events(f"ws://127.0.0.1:{self.port}/ws?clientId={client}")
         try:
             answer = self._submit(prompt, client)
             if "prompt_id" not in answer:
@@ -357,7 +356,7 @@ class HostServer:
             return json.loads(error.read())
 
     def _follow(
-        self, events: _WebSocket, prompt_id: str, on_event: Event | None, deadline: float
+        self, events: _Events, prompt_id: str, on_event: Event | None, deadline: float
     ) -> None:
         """Pass events on until the prompt is in the history."""
         ended = False
@@ -457,87 +456,29 @@ def _link_folder(source: Path, target: Path) -> None:
         subprocess.run(command, check=True, capture_output=True)
 
 
-CONTINUATION, TEXT, BINARY, PING = 0x0, 0x1, 0x2, 0x9
+class _Events:
+    """ComfyUI's event stream."""
 
-
-class _WebSocket:
-    """The receiving half of a WebSocket (RFC 6455): enough for ComfyUI's event stream."""
-
-    def __init__(self, host: str, port: int, path: str) -> None:
-        self._socket = socket.create_connection((host, port), timeout=30)
-        self._buffer = b""
-        self._kind = TEXT
-        self._parts: list[bytes] = []
-        key = base64.b64encode(os.urandom(16)).decode()
-        self._socket.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
-            "Sec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        while b"\r\n\r\n" not in self._buffer:
-            self._fill()
-        head, self._buffer = self._buffer.split(b"\r\n\r\n", 1)
-        if b" 101 " not in head.splitlines()[0]:
-            raise HostError(f"no event stream: {head.splitlines()[0].decode()}")
+    def __init__(self, url: str) -> None:
+        self._socket = websocket.create_connection(url, timeout=30, http_no_proxy=["127.0.0.1"])
 
     def receive(self, timeout: float) -> tuple[str, Any] | None:
         """The next event as (type, data), or None after `timeout` seconds of silence."""
-        deadline = time.monotonic() + timeout
-        while (message := self._message()) is None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return None
-            self._socket.settimeout(left)
-            try:
-                self._fill()
-            except TimeoutError:
-                return None
-            except ConnectionError:
-                # The end of the server is noticed by whoever watches the process.
-                time.sleep(max(0.0, deadline - time.monotonic()))
-                return None
-        opcode, payload = message
-        if opcode == BINARY:
+        self._socket.settimeout(timeout)
+        try:
+            opcode, payload = self._socket.recv_data()
+        except websocket.WebSocketTimeoutException:
+            return None
+        except (OSError, websocket.WebSocketConnectionClosedException):
+            # The end of the server is noticed by whoever watches the process.
+            time.sleep(timeout)
+            return None
+        if opcode == websocket.ABNF.OPCODE_BINARY:
             return "binary", payload
+        if opcode != websocket.ABNF.OPCODE_TEXT:
+            return None
         event = json.loads(payload)
         return event["type"], event.get("data")
 
     def close(self) -> None:
         self._socket.close()
-
-    def _fill(self) -> None:
-        received = self._socket.recv(1 << 20)
-        if not received:
-            raise ConnectionError("the server closed the event stream")
-        self._buffer += received
-
-    def _message(self) -> tuple[int, bytes] | None:
-        """The next whole message in the buffer, its fragments joined."""
-        while (frame := self._frame()) is not None:
-            opcode, final, payload = frame
-            if opcode == PING:
-                # A client masks what it sends; a mask of zeros leaves the payload as it is.
-                self._socket.sendall(bytes((0x8A, 0x80 | len(payload))) + bytes(4) + payload)
-            elif opcode in (CONTINUATION, TEXT, BINARY):
-                self._kind = opcode or self._kind
-                self._parts.append(payload)
-                if final:
-                    whole, self._parts = b"".join(self._parts), []
-                    return self._kind, whole
-        return None
-
-    def _frame(self) -> tuple[int, bool, bytes] | None:
-        """Take one frame from the buffer, as (opcode, final, payload), if all of it has come."""
-        if len(self._buffer) < 2:
-            return None
-        first, length = self._buffer[0], self._buffer[1]
-        start = {126: 4, 127: 10}.get(length, 2)
-        if len(self._buffer) < start:
-            return None
-        if start > 2:
-            length = struct.unpack("!H" if start == 4 else "!Q", self._buffer[2:start])[0]
-        end = start + length
-        if len(self._buffer) < end:
-            return None
-        payload, self._buffer = self._buffer[start:end], self._buffer[end:]
-        return first & 0x0F, bool(first & 0x80), payload
