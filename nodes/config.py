@@ -60,7 +60,9 @@ class LoRANetwork(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, network_dim: int, network_alpha: float) -> bool | str:
+    def validate_inputs(
+        cls, network_dim: int | None = None, network_alpha: float | None = None
+    ) -> bool | str:
         return verdict(NetworkSpec, network_dim, network_alpha)
 
     @classmethod
@@ -137,7 +139,10 @@ class Optimizer(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, unet_lr: float, weight_decay: float, max_grad_norm: float
+        cls,
+        unet_lr: float | None = None,
+        weight_decay: float | None = None,
+        max_grad_norm: float | None = None,
     ) -> bool | str:
         return verdict(OptimizerSpec, OptimizerType.ADAMW, unet_lr, weight_decay, max_grad_norm)
 
@@ -192,7 +197,7 @@ class LRScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lr_warmup_ratio: float) -> bool | str:
+    def validate_inputs(cls, lr_warmup_ratio: float | None = None) -> bool | str:
         return verdict(LRSchedulerSpec, LRSchedulerType.COSINE, lr_warmup_ratio)
 
     @classmethod

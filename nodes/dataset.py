@@ -98,13 +98,13 @@ class LoadImageDataset(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
         return verdict(dataset_folder, folder)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **widgets) -> str:
         """Runs again when a file of the folder changed, and only then."""
-        if folder is None:  # linked: its value is part of the key already, its files are not
+        if folder is None:  # linked: changed files go unnoticed until the value changes
             return "linked"
         try:
             return folder_fingerprint(dataset_folder(folder))

@@ -10,10 +10,10 @@ import folder_paths
 from ..training.errors import AtelierError
 
 
-def run_folder(name: str) -> Path:
-    """``output/atelier/<name>``, with everything that is not a plain file name replaced."""
+def checkpoint_prefix(name: str, step: int) -> str:
+    """``atelier/<name>/lora/<name>-step000200``; ``name`` is made fit for a file name."""
     safe = re.sub(r"[^\w.-]+", "_", name).strip("._") or "run"
-    return output_folder() / "atelier" / safe
+    return f"atelier/{safe}/lora/{safe}-step{step:06d}"
 
 
 def new_file(filename_prefix: str, extension: str, root: Path) -> Path:

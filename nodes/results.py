@@ -68,7 +68,7 @@ class SaveLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         return verdict(new_file, filename_prefix, ".safetensors", output_folder())
 
     @classmethod
@@ -82,7 +82,11 @@ class SaveLoRA(io.ComfyNode):
         files = [new_file(filename_prefix, ".safetensors", output_folder())]
         save_lora(files[0], lora, SavePrecision(save_precision))
         if add_to_models_loras:
-            files.append(new_file(filename_prefix, ".safetensors", loras_folder()))
+            copy = loras_folder() / files[0].relative_to(output_folder())
+            taken = copy.exists()
+            files.append(
+                new_file(filename_prefix, ".safetensors", loras_folder()) if taken else copy
+            )
             write_whole(files[1], files[0].read_bytes())  # the same bytes, so both hash alike
         show_text("\n".join(map(shown, files)))
         return io.NodeOutput(str(files[0]), ui=ui.PreviewText("\n".join(map(str, files))))

@@ -9,6 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training.dataset import ImageDataset
+from ..training.errors import AtelierError
 from ..training.loop import train
 from ..training.lora_file import SavePrecision, save_lora, trained_lora
 from ..training.loss_chart import smoothed
@@ -18,7 +19,7 @@ from ..training.optimizer import OptimizerSpec
 from ..training.precision import MixedPrecision
 from ..training.run import StepRecord, TrainingSpec, TrainingState
 from .checks import verdict
-from .outputs import run_folder, shown
+from .outputs import checkpoint_prefix, new_file, output_folder, shown
 from .progress import StepReporter, duration, show_text
 from .wires import (
     AtelierDataset,
@@ -75,8 +76,8 @@ class TrainLoRA(io.ComfyNode):
                     max=4096,
                     tooltip=(
                         "Pictures looked at together in one pass, each under its own caption. "
-                        "Larger is steadier and needs more memory: 1 to 2 on 8 GB, 4 and more on "
-                        "24 GB."
+                        "Larger is steadier, and needs that much more memory. When memory runs "
+                        "out, go down to 1."
                     ),
                 ),
                 io.Int.Input(
@@ -95,9 +96,8 @@ class TrainLoRA(io.ComfyNode):
                     default=MixedPrecision.AUTO,
                     tooltip=(
                         "Number format inside the model; the LoRA itself is always trained in "
-                        "fp32. auto fits the model and the card. bf16 for models of 10 B and "
-                        "more; fp16 (with loss scaling) for cards without bf16; no = fp32, "
-                        "exact and slow."
+                        "fp32. Leave it on auto, which fits the model and the card. bf16 and "
+                        "fp16 (with loss scaling) save memory; no = fp32, exact and slow."
                     ),
                 ),
                 io.Int.Input(
@@ -154,7 +154,10 @@ class TrainLoRA(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, max_train_steps: int, train_batch_size: int, gradient_accumulation_steps: int
+        cls,
+        max_train_steps: int | None = None,
+        train_batch_size: int | None = None,
+        gradient_accumulation_steps: int | None = None,
     ) -> bool | str:
         return verdict(
             TrainingSpec,
@@ -235,8 +238,13 @@ class _GraphListener:
     def on_interrupted(self, state: TrainingState) -> None:
         if state.step == self.first_step:
             return
-        name = state.run.dataset.name
-        path = run_folder(name) / "lora" / f"{name}-step{state.step:06d}.safetensors"
-        save_lora(path, trained_lora(state), SavePrecision.FLOAT)
-        show_text(f"stopped at step {state.step}; the LoRA so far is in {shown(path)}")
-        log.warning("Training stopped at step %d; the LoRA so far is in %s", state.step, path)
+        prefix = checkpoint_prefix(state.run.dataset.name, state.step)
+        try:
+            path = new_file(prefix, ".safetensors", output_folder())
+            save_lora(path, trained_lora(state), SavePrecision.FLOAT)
+        except AtelierError as error:  # why the run ended must not be hidden by this
+            text = f"stopped at step {state.step}; the LoRA so far could not be saved: {error}"
+        else:
+            text = f"stopped at step {state.step}; the LoRA so far is in {shown(path)}"
+        show_text(text)
+        log.warning("Training %s", text)

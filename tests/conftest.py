@@ -6,6 +6,7 @@ __init__.py, which imports ComfyUI, is not executed by that; unit tests need tor
 
 from __future__ import annotations
 
+import shutil
 import sys
 import types
 from collections.abc import Iterator
@@ -86,4 +87,7 @@ def own_server(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[HostServer]:
 def _new_server(base: Path, checkpoint: Path) -> HostServer:
     server = HostServer(base)
     server.put_model(checkpoint, TINY_SD15)
+    packs = base / "custom_nodes"
+    packs.mkdir(parents=True, exist_ok=True)
+    shutil.copy(TESTS / "faulty_pack.py", packs)
     return server

@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
+from host import HostServer, Result
+
 Prompt = dict[str, dict[str, Any]]
 
 PICTURES = Path(__file__).resolve().parents[1] / "demo" / "images" / "glossy" / "train"
@@ -111,3 +116,10 @@ def with_lora(name: str, file: str) -> Prompt:
         ),
         **picture(name, loader),
     }
+
+
+def latent(server: HostServer, result: Result, name: str) -> np.ndarray:
+    """The latent that `picture(name, ...)` has saved."""
+    (reference,) = result.outputs[f"{name}-latent"]["latents"]
+    file = server.base / "output" / reference["subfolder"] / reference["filename"]
+    return load_file(file)["latent_tensor"]

@@ -142,6 +142,8 @@ def join_caption(class_tokens: str, caption: str) -> str:
     trigger = _tags(class_tokens)
     if not trigger or _tags(caption)[: len(trigger)] == trigger:
         return caption
+    if not any(tag in trigger for tag in _tags(caption)):
+        return ", ".join([*trigger, caption]) if caption else ", ".join(trigger)
     return ", ".join(trigger + [tag for tag in _tags(caption) if tag not in trigger])
 
 

@@ -27,13 +27,13 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(ctx, x: Tensor, layer: nn.Module, weights: Weights) -> Tensor:
         ctx.layer, ctx.weights = layer, weights
         with weights(layer, x) as (weight, bias):
-            return nn.functional.linear(x, weight, bias)
+            return nn.functional.linear(x, *_bare(weight, bias))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         with ctx.weights(ctx.layer, grad) as (weight, _):
-            return grad @ weight, None, None
+            return grad @ weight.data, None, None
 
 
 class _FrozenConv(torch.autograd.Function):
@@ -42,7 +42,9 @@ class _FrozenConv(torch.autograd.Function):
         ctx.layer, ctx.weights, ctx.padding, ctx.shape = layer, weights, padding, x.shape
         convolve = getattr(nn.functional, f"conv{x.ndim - 2}d")
         with weights(layer, x) as (weight, bias):
-            return convolve(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+            return convolve(
+                x, *_bare(weight, bias), layer.stride, padding, layer.dilation, layer.groups
+            )
 
     @staticmethod
     @once_differentiable
@@ -51,9 +53,24 @@ class _FrozenConv(torch.autograd.Function):
         input_gradient = getattr(nn.grad, f"conv{grad.ndim - 2}d_input")
         with ctx.weights(layer, grad) as (weight, _):
             dx = input_gradient(
-                ctx.shape, weight, grad, layer.stride, ctx.padding, layer.dilation, layer.groups
+                ctx.shape,
+                weight.data,
+                grad,
+                layer.stride,
+                ctx.padding,
+                layer.dilation,
+                layer.groups,
             )
         return dx, None, None, None
+
+
+def _bare(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The numbers without their history.
+
+    A weight made in inference mode and moved to a GPU outside it (``.data`` is assigned) is no
+    inference tensor any more, but has no version counter either, and even views of it are refused.
+    """
+    return weight.data, None if bias is None else bias.data
 
 
 def frozen_forward(layer: nn.Module, weights: Weights, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from .lr_scheduler import build_lr_scheduler
 from .network import build_network
 from .objective import add_noise, draw_timestep, sample_losses
 from .optimizer import build_optimizer
-from .precision import forget_accelerator, make_accelerator
+from .precision import accelerating
 from .random_streams import generator
 from .run import Predict, StepRecord, TrainingRun, TrainingState
 
@@ -45,35 +45,36 @@ class TrainingDiverged(AtelierError):
 @torch.enable_grad()
 def train(state: TrainingState, steps: int, listener: Listener) -> TrainingState:
     """Train on from ``state`` for ``steps`` optimizer steps; ``state`` itself stays as it is."""
-    trainer = _Trainer(state)
-    last_step = state.step + steps
-    try:
-        with state.run.model.training(trainer.network, trainer.dtype) as predict:
-            while trainer.step < last_step:
-                listener.on_step(trainer.train_step(predict, listener.on_micro_step), last_step)
-    except BaseException:
-        listener.on_interrupted(trainer.freeze())
-        raise
-    finally:
-        forget_accelerator()
-    return trainer.freeze()
+    model = state.run.model
+    dtype = model.compute_dtype(state.run.spec.mixed_precision)
+    with accelerating(model.device, dtype) as accelerator:
+        trainer = _Trainer(state, accelerator)
+        last_step = state.step + steps
+        try:
+            with model.training(trainer.network, dtype) as predict:
+                while trainer.step < last_step:
+                    record = trainer.train_step(predict, listener.on_micro_step)
+                    listener.on_step(record, last_step)
+        except BaseException:
+            listener.on_interrupted(trainer.freeze())
+            raise
+        return trainer.freeze()
 
 
 class _Trainer:
     """The moving parts of one call of :func:`train`: weights, optimizer, schedule, position."""
 
-    def __init__(self, state: TrainingState) -> None:
+    def __init__(self, state: TrainingState, accelerator: Any) -> None:
         self.run: TrainingRun = state.run
+        self.accelerator = accelerator
         self.step = state.step
         self.history = list(state.history)
         spec, model = state.run.spec, state.run.model
-        self.dtype = model.compute_dtype(spec.mixed_precision)
         self.network = build_network(model.layers, spec.network, spec.seed)
         self.network.load_state_dict(state.network)
         self.network.to(model.device)
         optimizer = build_optimizer(self.network.parameters(), spec.optimizer)
         self.scheduler = build_lr_scheduler(optimizer, spec.lr_scheduler, spec.max_train_steps)
-        self.accelerator = make_accelerator(model.device, self.dtype)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         if state.optimizer is not None:
             for name, part in self._stateful().items():
@@ -177,5 +178,5 @@ def _divergence_message(record: StepRecord) -> str:
     return (
         f"Training diverged at step {record.step}: the {what} is not a finite number. "
         f"The rate was {record.learning_rate:g}: try a tenth of it, a longer warm-up, or "
-        "mixed_precision bf16 or no. Nothing after the last good step was kept."
+        "mixed_precision bf16 or no. The LoRA of the step before is kept."
     )

@@ -6,7 +6,10 @@ frozen model. float16 needs dynamic loss scaling, which ``accelerate`` brings; b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
+from typing import Any
 
 import torch
 
@@ -36,7 +39,7 @@ def compute_dtype(
 
     Args:
         choice: the widget; ``auto`` takes the type in which the host samples this model, but
-            bfloat16 rather than float16 where the device has it, for its range, and float32 on
+            bfloat16 rather than float16 where the device has it, for its range, and never float16 on
             the CPU.
         host_dtype: that type.
 
@@ -56,22 +59,24 @@ def compute_dtype(
     return _DTYPES[choice]
 
 
-def make_accelerator(device: torch.device, dtype: torch.dtype):
-    """An ``accelerate.Accelerator`` for one run.
+@contextmanager
+def accelerating(device: torch.device, dtype: torch.dtype) -> Iterator[Any]:
+    """An ``accelerate.Accelerator`` for the length of a run.
 
-    Its settings live in process-wide singletons, so those of an earlier user in the same process
-    are dropped first. The base model is never handed to it: the host owns its device, type and
-    forward. Call :func:`forget_accelerator` when the run is over.
+    Its settings live in process-wide singletons: another pack's must not decide ours, nor ours
+    theirs, so what was there is put aside and put back. The base model is never handed to it: the
+    host owns its device, type and forward.
     """
     accelerate = needed_package("accelerate", "Training")
-    forget_accelerator()
-    scaling = "fp16" if dtype == torch.float16 else "no"
-    return accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision=scaling)
-
-
-def forget_accelerator() -> None:
-    """Drop accelerate's process-wide settings, so that other packs can choose theirs."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    state = needed_package("accelerate.state", "Training")
+    kinds = (state.PartialState, state.AcceleratorState, state.GradientState)
+    before = [dict(kind._shared_state) for kind in kinds]
+    for kind in kinds:
+        kind._shared_state.clear()
+    try:
+        scaling = "fp16" if dtype == torch.float16 else "no"
+        yield accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision=scaling)
+    finally:
+        for kind, values in zip(kinds, before, strict=True):
+            kind._shared_state.clear()
+            kind._shared_state.update(values)

@@ -122,7 +122,8 @@ class TrainingState:
 
     def get_ram_usage(self) -> int:
         """Bytes; asked by ComfyUI's RAM-pressure cache."""
-        tensors = [*self.network.values(), *self.run.latents, *_tensors(self.optimizer)]
+        run = [*self.run.latents, *_tensors(self.run.conditioning)]
+        tensors = [*self.network.values(), *run, *_tensors(self.optimizer)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
 

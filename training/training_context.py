@@ -25,6 +25,7 @@ def training_context(
     weights: Weights,
     storage_dtype: torch.dtype,
     compute_dtype: torch.dtype,
+    device: torch.device,
 ) -> Iterator[None]:
     """Attach ``adapters`` to ``model`` and make it differentiable.
 
@@ -35,6 +36,8 @@ def training_context(
         storage_dtype: parameters of this type are cast to ``compute_dtype``; parameters of any
             other type were meant to differ and stay.
         compute_dtype: the type that activations have inside the model.
+        device: where the model computes; small parameters that the host keeps elsewhere are
+            brought there once instead of at every call.
 
     Raises:
         KeyError: an adapter's path is not a frozen layer of ``model``.
@@ -47,7 +50,7 @@ def training_context(
             undo.enter_context(_forward_through(layer, adapters.get(path), weights))
         for module in model.modules():
             if not isinstance(module, (*FROZEN_LAYERS, nn.Embedding)):
-                undo.enter_context(_plain_tensors(module, storage_dtype, compute_dtype))
+                undo.enter_context(_plain_tensors(module, storage_dtype, compute_dtype, device))
         yield
 
 
@@ -69,24 +72,31 @@ def _forward_through(layer: nn.Module, adapter: nn.Module | None, weights: Weigh
 
 
 @contextmanager
-def _plain_tensors(module: nn.Module, storage_dtype: torch.dtype, compute_dtype: torch.dtype):
+def _plain_tensors(
+    module: nn.Module,
+    storage_dtype: torch.dtype,
+    compute_dtype: torch.dtype,
+    device: torch.device,
+):
     """Lend a module copies of its own parameters and buffers that autograd may save.
 
-    ComfyUI's tensors were made in inference mode, and autograd refuses to save those. Only small
-    ones are copied; Linear, Conv and Embedding weights are never touched.
+    ComfyUI's tensors were made in inference mode, and autograd refuses to save those. They are
+    copied even when they do not look like it: after a move to a GPU, which assigns ``.data``, such
+    a tensor no longer calls itself an inference tensor and is still refused. All are small; Linear,
+    Conv and Embedding weights are never touched.
     """
     parameters, buffers = dict(module._parameters), dict(module._buffers)
 
     def plain(tensor: Tensor) -> Tensor:
         dtype = compute_dtype if tensor.dtype == storage_dtype else tensor.dtype
-        return tensor.detach().to(dtype, copy=tensor.is_inference())
+        return tensor.data.to(device, dtype, copy=True)
 
     for name, parameter in parameters.items():
         if parameter is not None:
             module._parameters[name] = nn.Parameter(plain(parameter), requires_grad=False)
     for name, buffer in buffers.items():
-        if buffer is not None and buffer.is_inference():
-            module._buffers[name] = buffer.clone()  # in its own type, as the host uses it
+        if buffer is not None:
+            module._buffers[name] = buffer.clone()  # in its own type and place, as the host uses it
     try:
         yield
     finally:

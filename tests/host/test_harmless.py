@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lora_atelier.nodes.outputs import run_folder
+from lora_atelier.nodes.outputs import output_folder
 from lora_atelier.nodes.train import train_steps
 from lora_atelier.training.dataset import load_folder
 from lora_atelier.training.host.session import start_run
@@ -198,7 +198,8 @@ def test_cancel_keeps_the_lora_of_the_last_whole_step(
     parts: Parts, encoded: dict[str, Any]
 ) -> None:
     run_to_its_end(parts, encoded, "cancelled in step 2")
-    (file,) = (run_folder("dataset") / "lora").glob("*step000001*")
+    # Other tests of this file are stopped at that step too; the newest is this one's.
+    *_, file = sorted((output_folder() / "atelier" / "dataset" / "lora").glob("*step000001*"))
     whole = start(make_run(parts.model, encoded, quick_spec(gradient_accumulation_steps=2)))
     expected: TrainingState = train_steps(whole, 1)
     saved = load_file(file)

@@ -71,7 +71,7 @@ class SmallDiffusionModel:
             captions = torch.stack(conditioning).to(dtype)
             return self.answer(self.net(noisy.to(dtype), sigmas.to(dtype), captions).float())
 
-        with training_context(self.net, adapters, lend, torch.float32, dtype):
+        with training_context(self.net, adapters, lend, torch.float32, dtype, self.device):
             yield predict
 
 

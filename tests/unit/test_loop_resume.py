@@ -156,7 +156,7 @@ def test_a_state_knows_its_size(make_run: Make, make_listener: Make) -> None:
     """Weights and AdamW's two moments at rank 4, two alphas, a counter for each of four weights."""
     run = make_run()
     weights = 4 * (21 + 64) + 4 * (64 + 16)
-    latents = 5 * 16
-    assert start(run).get_ram_usage() == 4 * (weights + 2 + latents)
+    data = 5 * 16 + sum(caption.numel() for caption in run.conditioning.values())
+    assert start(run).get_ram_usage() == 4 * (weights + 2 + data)
     trained = train(start(run), 1, make_listener())
-    assert trained.get_ram_usage() == 4 * (3 * weights + 2 + latents + 4)
+    assert trained.get_ram_usage() == 4 * (3 * weights + 2 + data + 4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.precision import MixedPrecision, compute_dtype, make_accelerator
+from lora_atelier.training.precision import MixedPrecision, accelerating, compute_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -37,24 +37,30 @@ def test_fp16_on_the_cpu_is_refused_in_words() -> None:
         compute_dtype(MixedPrecision.FP16, F32, CPU, False)
 
 
-def test_a_second_run_in_the_process_has_settings_of_its_own() -> None:
+def test_another_packs_accelerator_decides_nothing_here_and_is_left_whole() -> None:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)  # what earlier tests have left
-    Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=4)  # another pack's
-    ours = make_accelerator(CPU, F32)
-    assert (ours.mixed_precision, ours.gradient_accumulation_steps) == ("no", 1)
-    assert make_accelerator(CPU, BF16).mixed_precision == "no"  # the model casts, not autocast
+    theirs = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=4)
+    with accelerating(CPU, F32) as ours:
+        assert (ours.mixed_precision, ours.gradient_accumulation_steps) == ("no", 1)
+    with accelerating(CPU, BF16) as ours:
+        assert ours.mixed_precision == "no"  # the model casts, not autocast
+    assert (theirs.mixed_precision, theirs.gradient_accumulation_steps) == ("bf16", 4)
+    assert theirs.device == CPU
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_on_the_cpu_there_is_no_loss_scaler() -> None:
-    accelerator = make_accelerator(CPU, BF16)
-    assert accelerator.scaler is None
-    assert accelerator.device == CPU
+    with accelerating(CPU, BF16) as accelerator:
+        assert accelerator.scaler is None
+        assert accelerator.device == CPU
 
 
 @pytest.mark.gpu
 def test_fp16_on_a_gpu_scales_the_loss() -> None:
-    assert make_accelerator(CPU, F32).scaler is None
-    assert make_accelerator(CUDA, F16).scaler is not None
+    with accelerating(CPU, F32) as plain:
+        assert plain.scaler is None
+    with accelerating(CUDA, F16) as scaling:
+        assert scaling.scaler is not None

@@ -15,6 +15,7 @@ from lora_atelier.training.network import NetworkSpec, build_network
 from lora_atelier.training.training_context import training_context
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+CPU = torch.device("cpu")
 ADAPTED = ("conv", "block.0", "head")
 
 
@@ -91,7 +92,7 @@ def test_values_and_adapter_gradients_equal_ordinary_autograd(base, adapters, ba
     twin, others = _twin(base, adapters)
     expected = twin(*batch)
     expected.square().sum().backward()
-    with training_context(base, _by_path(adapters), lend_weights, F32, F32):
+    with training_context(base, _by_path(adapters), lend_weights, F32, F32, CPU):
         y = base(*batch)
         y.square().sum().backward()
     torch.testing.assert_close(y, expected)
@@ -104,15 +105,30 @@ def test_it_works_in_a_node_which_runs_in_inference_mode(base, adapters, batch, 
     with (
         torch.inference_mode(),
         torch.inference_mode(False),
-        training_context(base, _by_path(adapters), lend_weights, F32, F32),
+        training_context(base, _by_path(adapters), lend_weights, F32, F32, CPU),
     ):
         base(*batch).sum().backward()
     assert all(p.grad is not None for p in adapters.parameters())
 
 
+def test_weights_that_were_moved_outside_inference_mode_train_too(batch, lend_weights) -> None:
+    """`Module.to(device)` assigns `.data`: no inference tensor any more, yet autograd refuses."""
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        moved = Base().requires_grad_(False)
+    for parameter in moved.parameters():
+        parameter.data = parameter.data.clone()
+    before = _snapshot(moved)
+    network = build_network({"head": moved.head, "conv": moved.conv}, NetworkSpec(2, 2.0), 0)
+    with training_context(moved, dict(network.items()), lend_weights, F32, F32, CPU):
+        moved(*batch).sum().backward()
+    assert all(adapter.lora_up.weight.grad.any() for adapter in network.values())
+    assert _snapshot(moved) == before
+
+
 def test_afterwards_the_model_is_as_it_was(base, adapters, batch, lend_weights) -> None:
     before, answer = _snapshot(base), base(*batch)
-    with training_context(base, _by_path(adapters), lend_weights, F32, F32):
+    with training_context(base, _by_path(adapters), lend_weights, F32, F32, CPU):
         assert _snapshot(base) != before  # so the check can see what is done
         base(*batch).sum().backward()
     assert _snapshot(base) == before
@@ -124,7 +140,7 @@ def test_after_an_exception_the_model_is_as_it_was(base, adapters, batch, lend_w
     before = _snapshot(base)
     with (
         pytest.raises(type(error)),
-        training_context(base, _by_path(adapters), lend_weights, F32, F32),
+        training_context(base, _by_path(adapters), lend_weights, F32, F32, CPU),
     ):
         base(*batch)
         raise error
@@ -135,7 +151,7 @@ def test_a_failure_while_it_is_set_up_undoes_what_was_done(base, adapters, lend_
     before = _snapshot(base)
     with (
         pytest.raises((TypeError, RuntimeError)),
-        training_context(base, _by_path(adapters), lend_weights, F32, "no dtype"),
+        training_context(base, _by_path(adapters), lend_weights, F32, "no dtype", CPU),
     ):
         pytest.fail("entered")
     assert _snapshot(base) == before
@@ -146,7 +162,7 @@ def test_an_adapter_for_no_layer_is_refused_and_nothing_is_touched(base, adapter
     wrong = {"norm": adapters["head"]}
     with (
         pytest.raises(KeyError, match="norm"),
-        training_context(base, wrong, lend_weights, F32, F32),
+        training_context(base, wrong, lend_weights, F32, F32, CPU),
     ):
         pytest.fail("entered")
     assert _snapshot(base) == before
@@ -165,7 +181,7 @@ def test_a_forward_that_somebody_else_set_is_there_again(
 
     module.forward = theirs
     before = _snapshot(base)
-    with training_context(base, _by_path(adapters), lend_weights, F32, F32):
+    with training_context(base, _by_path(adapters), lend_weights, F32, F32, CPU):
         base(*batch).sum().backward()
     assert module.__dict__["forward"] is theirs
     assert _snapshot(base) == before
@@ -176,9 +192,9 @@ def test_a_forward_that_somebody_else_set_is_there_again(
 
 def test_nested_use_is_undone_layer_by_layer(base, adapters, batch, lend_weights) -> None:
     before = _snapshot(base)
-    with training_context(base, _by_path(adapters), lend_weights, F32, F32):
+    with training_context(base, _by_path(adapters), lend_weights, F32, F32, CPU):
         outer, adapted = _snapshot(base), base(*batch)
-        with training_context(base, {}, lend_weights, F32, F32):
+        with training_context(base, {}, lend_weights, F32, F32, CPU):
             assert not torch.allclose(base(*batch), adapted)
         assert _snapshot(base) == outer
         torch.testing.assert_close(base(*batch), adapted)
@@ -189,13 +205,13 @@ def test_linear_conv_and_embedding_weights_are_not_copied(base, adapters, lend_w
     """They are the size of the model."""
     weights = {n: p for n, p in base.named_parameters() if n.split(".")[0] in ("conv", "words")}
     weights |= {"block.0.weight": base.block[0].weight, "head.weight": base.head.weight}
-    with training_context(base, _by_path(adapters), lend_weights, F32, F32):
+    with training_context(base, _by_path(adapters), lend_weights, F32, F32, CPU):
         inside = dict(base.named_parameters())
         assert all(inside[name] is weight for name, weight in weights.items())
 
 
 def test_the_base_gets_no_gradient(base, adapters, batch, lend_weights) -> None:
-    with training_context(base, _by_path(adapters), lend_weights, F32, F32):
+    with training_context(base, _by_path(adapters), lend_weights, F32, F32, CPU):
         base(*batch).sum().backward()
         assert all(p.grad is None for p in base.parameters())
 
@@ -212,7 +228,7 @@ def test_parameters_of_the_storage_type_are_cast_and_others_stay(
     base, adapters, lend_weights, compute: torch.dtype
 ) -> None:
     before = _snapshot(_half(base))
-    with training_context(base, _by_path(adapters), lend_weights, F16, compute):
+    with training_context(base, _by_path(adapters), lend_weights, F16, compute, CPU):
         assert base.gate.dtype == base.block[1].weight.dtype == compute
         assert base.norm.weight.dtype == F32
         assert base.head.weight.dtype == F16  # lent, cast, one layer at a time
@@ -225,7 +241,7 @@ def test_half_precision_weights_train_in_float32(base, adapters, batch, lend_wei
     twin, others = _twin(base, adapters)
     twin(*batch).square().sum().backward()
     with (
-        training_context(base, _by_path(adapters), lend_weights, F16, F32),
+        training_context(base, _by_path(adapters), lend_weights, F16, F32, CPU),
         _embedding_in_float32(base),
     ):
         base(*batch).square().sum().backward()
@@ -243,6 +259,6 @@ def _embedding_in_float32(base: Base) -> Iterator[None]:
 
 def test_buffers_keep_their_type(base, adapters, lend_weights) -> None:
     """Positions in bfloat16 would be other positions."""
-    with training_context(base, _by_path(adapters), lend_weights, F32, BF16):
+    with training_context(base, _by_path(adapters), lend_weights, F32, BF16, CPU):
         assert base.positions.dtype == F32
         assert base.table.tolist() == [3, 1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -16,7 +17,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor, nn
 
-from ..errors import AtelierError
+from ..errors import AtelierError, require
 from ..objective import NoiseSchedule, PredictionType
 from ..precision import MixedPrecision, compute_dtype
 from ..run import Conditioning, Predict
@@ -34,6 +35,12 @@ class HostDiffusionModel:
         sampling = patcher.get_model_object("model_sampling")
         self.schedule = noise_schedule(sampling)
         targets = attention_and_mlp_layers(patcher.model.diffusion_model)
+        require(
+            len(targets) > 0,
+            "model: none of its layers can be trained. Quantised formats whose layers are not "
+            "ordinary Linear layers (nvfp4, mixed fp8, GGUF) are not supported yet; load the fp16, "
+            "bf16 or plain fp8 version of this model.",
+        )
         names = file_names(patcher.model, targets)
         self._paths = {names[path]: path for path in targets}
         self.layers: Mapping[str, nn.Module] = {names[p]: layer for p, layer in targets.items()}
@@ -48,9 +55,8 @@ class HostDiffusionModel:
         """Load the model as for sampling, make it differentiable, undo all of it at the end."""
         base = self.patcher.model
         with ExitStack() as undo:
-            # Backward needs the room that text encoder and VAE still hold on the device.
-            mm.unload_all_models()
-            mm.load_models_gpu([self.patcher])
+            undo.callback(mm.soft_empty_cache)
+            self._load()
             undo.callback(self.patcher.cleanup)
             self.patcher.pre_run()
             undo.enter_context(_attribute(base, "manual_cast_dtype", dtype))
@@ -59,10 +65,21 @@ class HostDiffusionModel:
             adapters = {self._paths[name]: adapter for name, adapter in network.items()}
             undo.enter_context(
                 training_context(
-                    base.diffusion_model, adapters, lend_weights, base.get_dtype(), dtype
+                    base.diffusion_model,
+                    adapters,
+                    lend_weights,
+                    base.get_dtype(),
+                    dtype,
+                    self.device,
                 )
             )
             yield self._predict
+
+    @torch.inference_mode()  # as in sampling, so that weights stay in the state the host expects
+    def _load(self) -> None:
+        """The model alone on the device: backward needs the room of text encoder and VAE."""
+        mm.unload_all_models()
+        mm.load_models_gpu([self.patcher])
 
     def _predict(
         self, noisy_latents: Tensor, sigmas: Tensor, conditioning: list[Conditioning]
@@ -90,7 +107,12 @@ class HostDiffusionModel:
         with torch.no_grad():
             conds = comfy.sampler_helpers.convert_cond([conditioning])
             (cond,) = comfy.samplers.encode_model_conds(
-                self.patcher.model.extra_conds, conds, x, self.device, "positive"
+                self.patcher.model.extra_conds,
+                conds,
+                x,
+                self.device,
+                "positive",
+                latent_image=torch.zeros_like(x),  # inpainting models: nothing is kept
             )
             return {
                 name: value.process_cond(batch_size=1, area=None)
@@ -102,6 +124,7 @@ class HostDiffusionModel:
         comfy.sampler_helpers.prepare_model_patcher(self.patcher, {}, options)
         transformer = options["transformer_options"]
         transformer["cond_or_uncond"] = [0] * len(group)
+        transformer["uuids"] = [uuid.uuid4() for _ in group]
         transformer["sigmas"] = sigmas
         # The host's default may have no backward (sage, flash) or cut its work by the free memory
         # of the moment, so that recomputation would differ (sub-quadratic).
@@ -117,8 +140,9 @@ def lend_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tenso
         yield layer.weight.to(like), bias
         return
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    scale = getattr(layer, "scale_weight", None)  # scaled fp8: the host applies it in its forward
     try:
-        yield weight, bias
+        yield (weight if scale is None else weight * scale.to(weight)), bias
     finally:
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
@@ -129,7 +153,8 @@ def noise_schedule(sampling: nn.Module) -> NoiseSchedule:
     Raises:
         AtelierError: the model has an objective that this pack cannot train yet.
     """
-    unknown = (ms.EDM, ms.X0, ms.COSMOS_RFLOW)  # kinds of EPS by inheritance, not by objective
+    # Kinds of EPS by inheritance, not by objective; and schedules without discrete timesteps.
+    unknown = (ms.EDM, ms.X0, ms.ModelSamplingContinuousEDM)
     if isinstance(sampling, ms.CONST):
         prediction = PredictionType.FLOW
     elif isinstance(sampling, ms.V_PREDICTION) and not isinstance(sampling, unknown):

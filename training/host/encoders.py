@@ -18,7 +18,7 @@ Tick = Callable[[], None]
 
 
 def encode_captions(clip: Any, captions: Iterable[str], tick: Tick) -> dict[str, Conditioning]:
-    """Each distinct caption once, as CLIPTextEncode would give it.
+    """Each distinct caption once, as CLIPTextEncode would give it with its brackets escaped.
 
     Returns:
         caption -> [embedding [1, T, D], extras], on the CPU, in tensors that autograd accepts.
@@ -26,8 +26,15 @@ def encode_captions(clip: Any, captions: Iterable[str], tick: Tick) -> dict[str,
     encoded = {}
     for caption in captions:
         if caption not in encoded:
-            (conditioning,) = clip.encode_from_tokens_scheduled(clip.tokenize(caption))
-            encoded[caption] = _plain(conditioning)
+            # A caption is text, not a prompt: "saber (fate)" keeps its brackets and its weight.
+            tokens = clip.tokenize(caption, disable_weights=True)
+            conditioning = clip.encode_from_tokens_scheduled(tokens)
+            require(
+                len(conditioning) == 1,
+                "clip: it changes over the sampling steps (hooks with a schedule), which training "
+                "cannot follow. Wire the CLIP without the hooks.",
+            )
+            encoded[caption] = _plain(conditioning[0])
             tick()
     return encoded
 

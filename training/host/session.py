@@ -23,6 +23,7 @@ def start_run(
     captions = [sample.caption for sample in dataset.samples]
     paths = [sample.path for sample in dataset.samples]
     progress = HostProgress(len(set(captions)) + len(paths))
-    conditioning = encode_captions(clip, captions, progress.tick)
+    # Pictures first: a damaged one is more likely than a bad caption.
     latents = encode_images(vae, model.model, paths, dataset.resolution, progress.tick)
+    conditioning = encode_captions(clip, captions, progress.tick)
     return start(TrainingRun(spec, dataset, diffusion_model, latents, conditioning))
