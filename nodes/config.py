@@ -171,7 +171,7 @@ class LRScheduler(io.ComfyNode):
                     default=LRSchedulerType.COSINE,
                     tooltip=(
                         "cosine falls smoothly to zero at the last step and ends calmly; constant "
-                        "keeps the rate, which suits runs that may be continued."
+                        "keeps the rate, so that the last steps still learn as much as the first."
                     ),
                 ),
                 io.Float.Input(

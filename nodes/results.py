@@ -28,7 +28,8 @@ class SaveLoRA(io.ComfyNode):
             is_output_node=True,
             description=(
                 "Writes the LoRA as a .safetensors file with kohya key names and its training "
-                "settings, readable by ComfyUI, A1111/Forge and diffusers."
+                "settings. LoraLoader and diffusers load it; other programs that read kohya's LoRAs "
+                "should too."
             ),
             inputs=[
                 io.LoraModel.Input("lora", tooltip="From Train LoRA (or a core training node)."),
@@ -46,7 +47,7 @@ class SaveLoRA(io.ComfyNode):
                     default=SavePrecision.FP16,
                     tooltip=(
                         "fp16 is what everyone shares: half the size, no visible difference. bf16 "
-                        "has more range, float (fp32) keeps every digit for continuing later."
+                        "has more range, float (fp32) keeps every digit."
                     ),
                 ),
                 io.Boolean.Input(

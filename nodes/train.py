@@ -96,8 +96,9 @@ class TrainLoRA(io.ComfyNode):
                     default=MixedPrecision.AUTO,
                     tooltip=(
                         "Number format inside the model; the LoRA itself is always trained in "
-                        "fp32. Leave it on auto, which fits the model and the card. bf16 and "
-                        "fp16 (with loss scaling) save memory; no = fp32, exact and slow."
+                        "fp32. Leave it on auto, which fits the model and the card. bf16 suits "
+                        "models of 10 B and more; bf16 and fp16 (with loss scaling) save memory; "
+                        "no = fp32, exact and slow."
                     ),
                 ),
                 io.Int.Input(

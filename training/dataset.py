@@ -84,7 +84,13 @@ def load_folder(
         AtelierError: no such folder, no picture, a broken picture, or a picture with neither
             caption nor trigger word.
     """
-    require_number("num_repeats", num_repeats, 1, 10_000, "1 is usual; 10 for a handful of images.")
+    require_number(
+        "num_repeats",
+        num_repeats,
+        1,
+        10_000,
+        "1 is usual; more balances a small folder against a large one.",
+    )
     require(folder.is_dir(), f'folder: there is no folder "{folder}".')
     pictures = _visible_files(folder, IMAGE_EXTENSIONS)
     files = sorted(pictures, key=lambda path: (natural_key(path), str(path)))

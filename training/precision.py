@@ -39,8 +39,8 @@ def compute_dtype(
 
     Args:
         choice: the widget; ``auto`` takes the type in which the host samples this model, but
-            bfloat16 rather than float16 where the device has it, for its range, and never float16 on
-            the CPU.
+            bfloat16 rather than float16 where the device has it, for its range, and float32
+            rather than float16 on the CPU.
         host_dtype: that type.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Through the server: a run that breaks down, a MODEL that carries a LoRA, values that are linked."""
+"""Through the server: a run that breaks down, a MODEL that carries a LoRA, linked values."""
 
 from __future__ import annotations
 

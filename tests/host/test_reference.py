@@ -14,6 +14,7 @@ import comfy_extras.nodes_model_advanced as host_sampling
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from diffusers.training_utils import compute_snr
 from peft import LoraConfig, get_peft_model
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
+from lora_atelier.training.lora_file import SavePrecision, save_lora
 from lora_atelier.training.network import NetworkSpec
 from lora_atelier.training.objective import ObjectiveSpec, PredictionType, add_noise, sample_losses
 from tiny_training import Parts, load_parts, normal, predicting, worked_network
@@ -189,3 +191,25 @@ def test_a_flow_loss_equals_that_of_diffusers(parts: Parts, unet: Any) -> None:
     expected = (answer - (NOISE - LATENTS)).square().mean((1, 2, 3))
     losses = our_losses(with_flow_sampling(parts.model, shift=3.0))
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
+
+
+def test_diffusers_loads_our_file_and_answers_as_the_training_did(
+    parts: Parts, unet: Any, tmp_path: Path
+) -> None:
+    host_model = HostDiffusionModel(parts.model)
+    network = worked_network(host_model, NetworkSpec(network_dim=4, network_alpha=6.0))
+    file = tmp_path / "ours.safetensors"
+    save_lora(file, network.state_dict(), SavePrecision.FLOAT)
+    untouched = reference_losses(unet)
+
+    loader = StableDiffusionLoraLoaderMixin
+    tensors, alphas = loader.lora_state_dict(str(file), unet_config=unet.config)
+    loader.load_lora_into_unet(tensors, alphas, unet)
+    loaded = reference_losses(unet)
+
+    noised = add_noise(LATENTS, NOISE, TIMESTEPS, host_model.schedule, UNWEIGHTED)
+    with predicting(host_model, network) as predict:
+        answer = predict(noised.noisy_latents, noised.sigmas, CONDITIONING)
+        ours = sample_losses(answer, noised).detach()
+    torch.testing.assert_close(loaded.detach(), ours, rtol=1e-4, atol=0)
+    assert not torch.allclose(loaded, untouched, rtol=1e-3)
