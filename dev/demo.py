@@ -1,6 +1,6 @@
 """The demo: train a style LoRA in a real ComfyUI, with pictures before and after.
 
-    python dev/run.py demo [--steps N] [--serve]
+    python dev/run.py demo [--steps N] [--serve] [--folder FOLDER]
 
 Runs `workflows/style_lora.json` through the server's own queue, as the browser would. With --serve
 the server stays up afterwards, so that the graph can be opened and changed in a browser.
@@ -19,21 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
-from workflow import to_prompt
 
 from bootstrap import ROOT
-from host import HostServer, Result
+from host import HostError, HostServer, Result
+from workflow import to_prompt
 
 WORKFLOW = ROOT / "workflows" / "style_lora.json"
 BASE_MODEL = "atelier_demo_base.safetensors"
-WORK = ROOT / ".work" / "demo"
 
 
 def prepare(server: HostServer) -> None:
     """Put the base model and the pictures where ComfyUI looks for them."""
     base_model = server.base / "models" / "checkpoints" / BASE_MODEL
     weights = ROOT / "demo" / "base" / "weights"
-    newest = max(file.stat().st_mtime for file in weights.glob("*.safetensors"))
+    files = list(weights.glob("*.safetensors"))
+    if not files:
+        raise HostError(f"The demo's weights are missing from {weights}: this copy is not whole.")
+    newest = max(file.stat().st_mtime for file in files)
     if not base_model.exists() or base_model.stat().st_mtime < newest:
         say("Putting the demo's base model together ...")
         _assemble(base_model)
@@ -135,18 +137,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="demo", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, help="training steps instead of the workflow's")
     parser.add_argument("--serve", action="store_true", help="keep ComfyUI running afterwards")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / ".work" / "demo", help="where everything is kept"
+    )
     arguments = parser.parse_args()
     # Yesterday's server may have left a cache of pictures; results are kept.
-    shutil.rmtree(WORK / "temp", ignore_errors=True)
+    shutil.rmtree(arguments.folder / "temp", ignore_errors=True)
     say("Starting ComfyUI ...")
-    with HostServer(WORK) as server:
-        prepare(server)
-        run(server, arguments.steps)
-        if arguments.serve:
-            say(f"ComfyUI is running at {server.url} (Ctrl+C ends it).")
-            say("Open Workflow > Browse Templates > lora-atelier > style_lora.")
-            while server.running:
-                time.sleep(1)
+    try:
+        with HostServer(arguments.folder) as server:
+            prepare(server)
+            run(server, arguments.steps)
+            if arguments.serve:
+                say(f"ComfyUI is running at {server.url} (Ctrl+C ends it).")
+                say("Open Workflow > Browse Templates > lora-atelier > style_lora.")
+                while server.running:
+                    time.sleep(1)
+    except HostError as error:
+        say(f"\n{error}")
+        return 1
     return 0
 
 

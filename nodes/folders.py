@@ -14,11 +14,11 @@ EXTRA_KEY = "atelier_datasets"
 
 
 def dataset_roots() -> list[Path]:
-    """ComfyUI's input and output folders and those a person listed, as real paths."""
+    """ComfyUI's input and output folders and those a person listed, as absolute paths."""
     roots = [folder_paths.get_input_directory(), folder_paths.get_output_directory()]
     if EXTRA_KEY in folder_paths.folder_names_and_paths:
         roots += folder_paths.get_folder_paths(EXTRA_KEY)
-    return [Path(os.path.realpath(root)) for root in roots]
+    return [Path(os.path.abspath(root)) for root in roots]
 
 
 def dataset_folder(folder: str) -> Path:
@@ -35,9 +35,11 @@ def dataset_folder(folder: str) -> Path:
         raise AtelierError(f"folder is empty. Give the name of a folder in {roots[0]}.")
     found, leads_out = None, False
     for root in roots:
-        path = Path(os.path.realpath(root / text))
+        path = Path(os.path.abspath(root / text))
         if not path.is_relative_to(root):
-            leads_out = leads_out or os.path.lexists(root / text)  # a link to somewhere else
+            continue  # told by its words alone: asking for //server/share would go there
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+            leads_out = leads_out or os.path.lexists(path)  # a link to somewhere else
             continue
         if path.is_dir():
             return path

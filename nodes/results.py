@@ -28,8 +28,8 @@ class SaveLoRA(io.ComfyNode):
             is_output_node=True,
             description=(
                 "Writes the LoRA as a .safetensors file with kohya key names and its training "
-                "settings. LoraLoader and diffusers load it; other programs that read kohya's LoRAs "
-                "should too."
+                "settings. LoraLoader and diffusers load it; other programs that read kohya's "
+                "LoRAs should too."
             ),
             inputs=[
                 io.LoraModel.Input("lora", tooltip="From Train LoRA (or a core training node)."),

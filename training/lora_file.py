@@ -74,8 +74,6 @@ def lora_metadata(state: TrainingState) -> dict[str, str]:
         "ss_resolution": f"({dataset.resolution}, {dataset.resolution})",
         "ss_tag_frequency": json.dumps({dataset.name: tag_frequency(state)}, ensure_ascii=False),
         "ss_training_finished_at": datetime.now(timezone.utc).timestamp(),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.prediction_type": state.run.model.schedule.prediction_type.value,
         "atelier.dataset_source": dataset.source,
         "atelier.dataset_license": dataset.license,
     }

@@ -196,7 +196,6 @@ def test_metadata_tells_how_the_lora_was_made(make_run: Callable[..., Any]) -> N
         "ss_num_train_images": "4",
         "ss_num_batches_per_epoch": "2",
         "ss_resolution": "(64, 64)",
-        "modelspec.prediction_type": "epsilon",
     }
     assert {key: facts.get(key) for key in expected} == expected
     tags = {"shapes": {"caption 1": 3, "caption 0": 1}}
