@@ -223,6 +223,8 @@ def test_encoding_and_training_leave_the_text_encoder_and_the_vae_alone(
     dataset = load_folder(tmp_path, resolution=64)
     train_steps(start_run(parts.model, parts.clip, parts.vae, dataset, quick_spec()), 2)
     for module, old in zip(modules, weights, strict=True):
-        assert all(torch.equal(module.state_dict()[key], value) for key, value in old.items())
+        # CLIP's text_projection is in no SD1.5 file: the host leaves it as the memory was, NaN too.
+        exact = {"rtol": 0, "atol": 0, "equal_nan": True}
+        torch.testing.assert_close(dict(module.state_dict()), old, **exact)
         assert not any(p.grad is not None for p in module.parameters())
     assert all(torch.equal(a, b) for a, b in zip(answers(), before, strict=True))
