@@ -128,8 +128,11 @@ def _p_value(far: NDArray[np.float64], near: NDArray[np.float64]) -> float:
 
 
 def _distance(picture: Picture, true: Picture) -> float:
-    blurred = [gaussian_filter(p, (1, 1, 0)) for p in (picture, true)]
-    return float(np.sqrt(np.square(blurred[0] - blurred[1]).mean()))
+    """Of the picture or its mirror image: the base was trained on both and paints either."""
+    blurred, mirrored, goal = (
+        gaussian_filter(p, (1, 1, 0)) for p in (picture, picture[:, ::-1], true)
+    )
+    return min(float(np.sqrt(np.square(p - goal).mean())) for p in (blurred, mirrored))
 
 
 def _train(server: HostServer, workflow: dict[str, Any], folder: str, prefix: str) -> str:
