@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .config import LoRANetwork, LRScheduler, Optimizer
-from .dataset import LoadImageDataset
+from .captions import EditCaptions
+from .dataset import CombineDatasets, DatasetFromImages, LoadImageDataset
+from .fit import FitImages
+from .network import LoRANetwork
+from .objective import LossAndNoise, PriorPreservation
+from .optimizer import Optimizer
+from .report import DatasetReport
 from .results import LossChart, SaveLoRA
+from .save_dataset import SaveDataset
+from .scheduler import LRScheduler
 from .train import TrainLoRA
 
 NODES: list[type[io.ComfyNode]] = [
     LoadImageDataset,
+    DatasetFromImages,
+    FitImages,
+    EditCaptions,
+    CombineDatasets,
+    SaveDataset,
+    DatasetReport,
     LoRANetwork,
     Optimizer,
     LRScheduler,
+    LossAndNoise,
+    PriorPreservation,
     TrainLoRA,
     SaveLoRA,
     LossChart,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
 
 from ..training.errors import AtelierError
+
+Choice = TypeVar("Choice", bound=Enum)
 
 
 def verdict(build: Callable[..., Any], *args: Any, **kwargs: Any) -> bool | str:
@@ -20,3 +23,16 @@ def verdict(build: Callable[..., Any], *args: Any, **kwargs: Any) -> bool | str:
     except AtelierError as error:
         return str(error)
     return True
+
+
+def choice(widget: str, value: str, kind: type[Choice]) -> Choice:
+    """The member of ``kind`` that was chosen.
+
+    Raises:
+        AtelierError: there is no such choice; a value that comes over a link may be anything.
+    """
+    try:
+        return kind(value)
+    except ValueError as error:
+        names = ", ".join(member.value for member in kind)
+        raise AtelierError(f"{widget} is {value!r}: it must be one of {names}.") from error

@@ -39,6 +39,11 @@ def output_folder() -> Path:
     return Path(folder_paths.get_output_directory())
 
 
+def cache_folder() -> Path:
+    """Latents, encoded captions and folder indices, kept by content; safe to delete."""
+    return output_folder() / "atelier" / "cache"
+
+
 def loras_folder() -> Path:
     """The first of ComfyUI's LoRA folders."""
     return Path(folder_paths.get_folder_paths("loras")[0])
@@ -47,7 +52,12 @@ def loras_folder() -> Path:
 def shown(path: Path) -> str:
     """A path for the text on a node: it is saved with the graph, so it must not tell where
     ComfyUI lies on this machine."""
-    for name, root in (("output", output_folder()), ("models/loras", loras_folder())):
+    roots = {
+        "input": Path(folder_paths.get_input_directory()),
+        "output": output_folder(),
+        "models/loras": loras_folder(),
+    }
+    for name, root in roots.items():
         if path.is_relative_to(root):
             return f"{name}/{path.relative_to(root).as_posix()}"
     return path.name

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..training.lora_file import SavePrecision, save_lora, write_whole
+from ..training.files import write_whole
+from ..training.lora_file import SavePrecision, save_lora
 from ..training.loss_chart import draw_loss_chart
 from .checks import verdict
 from .outputs import loras_folder, new_file, output_folder, shown

@@ -8,22 +8,26 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.dataset import ImageDataset
+from ..training.dataset.samples import ImageDataset
+from ..training.dataset.summary import left_out
 from ..training.errors import AtelierError
 from ..training.loop import train
 from ..training.lora_file import SavePrecision, save_lora, trained_lora
 from ..training.loss_chart import smoothed
 from ..training.lr_scheduler import LRSchedulerSpec
 from ..training.network import NetworkSpec
+from ..training.objective import ObjectiveSpec
 from ..training.optimizer import OptimizerSpec
 from ..training.precision import MixedPrecision
+from ..training.preflight import preflight
 from ..training.run import StepRecord, TrainingSpec, TrainingState
 from .checks import verdict
-from .outputs import checkpoint_prefix, new_file, output_folder, shown
+from .outputs import cache_folder, checkpoint_prefix, new_file, output_folder, shown
 from .progress import StepReporter, duration, show_text
 from .wires import (
     AtelierDataset,
     AtelierNetwork,
+    AtelierObjective,
     AtelierOptimizer,
     AtelierScheduler,
     AtelierState,
@@ -127,6 +131,14 @@ class TrainLoRA(io.ComfyNode):
                     optional=True,
                     tooltip="From LR Scheduler. Not connected: cosine with 5 % warm-up.",
                 ),
+                AtelierObjective.Input(
+                    "objective",
+                    optional=True,
+                    tooltip=(
+                        "From Loss and Noise or Prior Preservation. Not connected: the squared "
+                        "error, with min-SNR gamma 5 for models that predict noise or velocity."
+                    ),
+                ),
             ],
             outputs=[
                 AtelierState.Output(
@@ -182,23 +194,32 @@ class TrainLoRA(io.ComfyNode):
         network: NetworkSpec | None = None,
         optimizer: OptimizerSpec | None = None,
         scheduler: LRSchedulerSpec | None = None,
+        objective: ObjectiveSpec | None = None,
     ) -> io.NodeOutput:
-        from ..training.host.session import start_run  # the host's models: not at start-up
+        # The host's models: not at start-up.
+        from ..training.host.session import describe, start_run
 
         spec = TrainingSpec(
             network=network or NetworkSpec(),
             optimizer=optimizer or OptimizerSpec(),
             lr_scheduler=scheduler or LRSchedulerSpec(),
+            objective=objective or ObjectiveSpec(),
             mixed_precision=MixedPrecision(mixed_precision),
             max_train_steps=max_train_steps,
             train_batch_size=train_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
             seed=seed,
         )
-        show_text("encoding pictures and captions …")
+        advice = preflight(spec)
+        for sentence in advice:
+            log.warning(sentence)
+        network_line = describe(model, spec)
+        log.info("%s", network_line)
+        show_text(f"{network_line}\nencoding pictures and captions …")
         started = time.monotonic()
-        state = train_steps(start_run(model, clip, vae, dataset, spec), max_train_steps)
-        show_text(summary(state, time.monotonic() - started))
+        state = start_run(model, clip, vae, dataset, spec, cache_folder())
+        state = train_steps(state, max_train_steps)
+        show_text("\n".join([summary(state, time.monotonic() - started), network_line, *advice]))
         return io.NodeOutput(state, *results(state, model, clip))
 
 
@@ -215,7 +236,8 @@ def summary(state: TrainingState, seconds: float) -> str:
     """What stays on the node: single steps scatter, so the loss is the chart's moving average."""
     loss = smoothed([record.loss for record in state.history])[-1]
     epochs = state.history[-1].epoch + 1
-    return f"{state.step} steps, {epochs} epochs in {duration(seconds)} · loss {loss:.4f} (average)"
+    text = f"{state.step} steps, {epochs} epochs in {duration(seconds)} · loss {loss:.4f} (average)"
+    return "\n".join([text, *left_out(state.run.dataset)])
 
 
 def train_steps(state: TrainingState, steps: int) -> TrainingState:

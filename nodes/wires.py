@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 AtelierDataset = io.Custom("ATELIER_DATASET")
 AtelierNetwork = io.Custom("ATELIER_NETWORK")
+AtelierObjective = io.Custom("ATELIER_OBJECTIVE")
 AtelierOptimizer = io.Custom("ATELIER_OPTIMIZER")
 AtelierScheduler = io.Custom("ATELIER_SCHEDULER")
 AtelierState = io.Custom("ATELIER_STATE")

@@ -71,6 +71,27 @@ class Frontend:
         self.run("async ui => { await app.loadGraphData(ui, true, true, 'style_lora') }", ui)
         self.page.wait_for_timeout(SECONDS)
 
+    def open_nodes(self, types: list[str], left: int = 150) -> None:
+        """An empty graph with one node of each type.
+
+        Args:
+            left: how far from the left edge; the help covers what lies there.
+        """
+        self.run(
+            """([types, left]) => {
+                app.graph.clear();
+                app.canvas.ds.scale = 0.64;
+                app.canvas.ds.offset = [left, 200];
+                types.forEach((type, place) => {
+                    const node = LiteGraph.createNode(type);
+                    node.pos = [(place % 7) * 380, Math.floor(place / 7) * 540];
+                    app.graph.add(node);
+                });
+            }""",
+            [types, left],
+        )
+        self.page.wait_for_timeout(SECONDS)
+
     def screenshot(self, name: str) -> None:
         """An artefact for people to judge."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,11 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
-from lora_atelier.training.dataset import ImageDataset, Sample
+from in_memory import encoded_dataset
+from lora_atelier.training.adapters.dora import DoRA
+from lora_atelier.training.batch_losses import batch_losses
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from lora_atelier.training.host.encoders import encode_captions
-from lora_atelier.training.loop import batch_losses
 from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
 from lora_atelier.training.network import NetworkSpec, build_network
 from lora_atelier.training.optimizer import OptimizerSpec
@@ -87,11 +88,9 @@ def make_run(
     model: Any, conditioning: Mapping[str, Any], spec: TrainingSpec | None = None
 ) -> TrainingRun:
     """A run over one picture a caption, whose latents are random numbers."""
-    samples = tuple(Sample(Path(f"{i}.png"), text) for i, text in enumerate(conditioning))
-    latents = tuple(normal(1000 + i, *LATENT) for i in range(len(samples)))
-    dataset = ImageDataset(samples, resolution=64)
-    host_model = HostDiffusionModel(model)
-    return TrainingRun(spec or quick_spec(), dataset, host_model, latents, conditioning)
+    latents = [normal(1000 + i, *LATENT) for i in range(len(conditioning))]
+    data = encoded_dataset(latents, conditioning)
+    return TrainingRun(spec or quick_spec(), data, HostDiffusionModel(model))
 
 
 class Recorder:
@@ -110,11 +109,18 @@ class Recorder:
 
 
 def worked_network(model: HostDiffusionModel, spec: NetworkSpec) -> nn.ModuleDict:
-    """Adapters as after a long training: `up` is not zero, so both matrices matter."""
-    with torch.inference_mode(False):
-        network = build_network(model.layers, spec, seed=3)
+    """Adapters as after a long training: what begins at zero is not, so every factor matters."""
+    with torch.inference_mode(False), torch.no_grad():
+        network = build_network(model.layers(spec), spec, seed=3)
+        with model.frozen_layers() as layers:
+            for name, adapter in network.items():
+                adapter.begin(layers[name])
         for i, adapter in enumerate(network.values()):
-            adapter.lora_up.weight.data = normal(2000 + i, *adapter.lora_up.weight.shape) * 0.02
+            for parameter in adapter.parameters():
+                if not parameter.any():
+                    parameter.copy_(normal(2000 + i, *parameter.shape) * 0.02)
+            if isinstance(adapter, DoRA):
+                adapter.dora_scale *= 1 + 0.1 * normal(3000 + i, *adapter.dora_scale.shape)
         return network
 
 

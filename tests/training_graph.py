@@ -13,35 +13,108 @@ from host import HostServer, Result
 Prompt = dict[str, dict[str, Any]]
 
 PICTURES = Path(__file__).resolve().parents[1] / "demo" / "images" / "glossy" / "train"
+PROGRESS_TEXT = 3
+"""ComfyUI's number for a text on a node; the id's length, the id and the text follow."""
 LOADER, DATASET, NETWORK, OPTIMIZER, TRAIN, SAVE = "1", "2", "3", "4", "10", "11"
 
 
+class Watched:
+    """A prompt that was queued, and what its nodes showed."""
+
+    def __init__(self, server: HostServer, prompt: Prompt) -> None:
+        self.texts: dict[str, str] = {}
+        self.result: Result = server.queue(prompt, on_event=self._listen)
+
+    def _listen(self, name: str, data: Any) -> None:
+        if name == "binary" and int.from_bytes(data[:4], "big") == PROGRESS_TEXT:
+            end = 8 + int.from_bytes(data[4:8], "big")
+            self.texts[data[8:end].decode()] = data[end:].decode()
+
+    def ran(self, node_id: str) -> bool:
+        """False if ComfyUI still had its result."""
+        return node_id not in self.result.check().cached
+
+    def text(self, node_id: str) -> str:
+        self.result.check()
+        return self.texts[node_id]
+
+
+WIDGETS: dict[str, dict[str, Any]] = {
+    "AtelierLoadDataset": {
+        "resolution": 64,
+        "num_repeats": 1,
+        "class_tokens": "",
+        "source": "",
+        "license": "",
+        "role": "train",
+        "validation_fraction": 0.0,
+        "captions": "files",
+        "caption_lines": "alternatives",
+        "mask": "none",
+        "mask_folder": "",
+        "unusable_files": "skip",
+        "loss_weight": 1.0,
+    },
+    "AtelierDatasetFromImages": {
+        "resolution": 64,
+        "num_repeats": 1,
+        "class_tokens": "",
+        "source": "",
+        "license": "",
+        "name": "made",
+        "role": "train",
+        "loss_weight": 1.0,
+    },
+    "AtelierFitImages": {
+        "resolution": "64",
+        "enable_bucket": True,
+        "bucket_reso_steps": "64",
+        "min_bucket_reso": 0,
+        "max_bucket_reso": 0,
+        "bucket_no_upscale": False,
+        "crop": "center",
+        "crop_variants": 4,
+        "flip_aug": False,
+        "latents": "mode",
+        "background": "#ffffff",
+    },
+    "AtelierSaveDataset": {"save_into": "output", "if_exists": "new_folder"},
+    "AtelierOptimizer": {
+        "optimizer_type": "AdamW",
+        "unet_lr": 2e-3,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "loraplus_lr_ratio": 1.0,
+        "betas": "",
+        "eps": "",
+        "optimizer_args": "",
+        "optimizer_name": "",
+        "ema_decay": 0.0,
+    },
+    "AtelierScheduler": {
+        "lr_scheduler": "constant",
+        "lr_warmup_ratio": 0.0,
+        "lr_warmup": "ratio",
+        "lr_warmup_steps": 50,
+        "lr_scheduler_args": "",
+        "preview_steps": 1000,
+    },
+}
+"""What the widgets of a node are set to unless a test says something else."""
+
+
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
+    return {"class_type": class_type, "inputs": {**WIDGETS.get(class_type, {}), **inputs}}
 
 
 def training(folder: str, steps: int = 4, prefix: str = "atelier/tiny") -> Prompt:
     """Checkpoint and folder -> Train LoRA -> Save LoRA (float, also into models/loras)."""
     return {
         LOADER: node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors"),
-        DATASET: node(
-            "AtelierLoadDataset",
-            folder=folder,
-            resolution=64,
-            num_repeats=1,
-            class_tokens="",
-            source="",
-            license="",
-        ),
+        DATASET: node("AtelierLoadDataset", folder=folder),
         NETWORK: node("AtelierNetwork", network_dim=4, network_alpha=3.0),
-        OPTIMIZER: node(
-            "AtelierOptimizer",
-            optimizer_type="AdamW",
-            unet_lr=2e-3,
-            weight_decay=0.01,
-            max_grad_norm=1.0,
-        ),
-        "5": node("AtelierScheduler", lr_scheduler="constant", lr_warmup_ratio=0.0),
+        OPTIMIZER: node("AtelierOptimizer"),
+        "5": node("AtelierScheduler"),
         TRAIN: node(
             "AtelierTrainLoRA",
             model=[LOADER, 0],

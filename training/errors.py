@@ -27,8 +27,11 @@ def require_number(name: str, value: float, low: float, high: float, advice: str
     require(inside, f"{name} is {value}: it must be a number from {low:g} to {high:g}. {advice}")
 
 
-def needed_package(module: str, purpose: str) -> ModuleType:
-    """Import one of the pack's own requirements where it is used: at start-up it would cost time.
+def needed_package(module: str, purpose: str, package: str = "") -> ModuleType:
+    """Import a package where it is used: at start-up it would cost time, and some are optional.
+
+    Args:
+        package: what pip calls it, when that is not the module's name.
 
     Raises:
         AtelierError: it is not installed (or broken); says for what, and how to install it.
@@ -36,7 +39,7 @@ def needed_package(module: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
+        package = package or module.partition(".")[0]
         raise AtelierError(
             f"{purpose} needs the package {package} ({error}). Install it with the Python that "
             f"runs ComfyUI: python -m pip install {package}"

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ class _FrozenLinear(torch.autograd.Function):
 
 class _FrozenConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, layer: nn.Module, weights: Weights, padding) -> Tensor:
+    def forward(ctx, x: Tensor, padding: Any, layer: nn.Module, weights: Weights) -> Tensor:
         ctx.layer, ctx.weights, ctx.padding, ctx.shape = layer, weights, padding, x.shape
         convolve = getattr(nn.functional, f"conv{x.ndim - 2}d")
         with weights(layer, x) as (weight, bias):
@@ -73,15 +75,39 @@ def _bare(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return weight.data, None if bias is None else bias.data
 
 
-def frozen_forward(layer: nn.Module, weights: Weights, x: Tensor) -> Tensor:
-    """What ``layer`` computes on ``x``, differentiable in ``x`` alone."""
-    if isinstance(layer, nn.Linear):
-        return _FrozenLinear.apply(x, layer, weights)
+@dataclass(frozen=True)
+class FrozenLayer:
+    """A Linear or Conv layer as an adapter sees it."""
+
+    layer: nn.Module
+    weights: Weights
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the layer computes on ``x``, differentiable in ``x`` alone."""
+        if isinstance(self.layer, nn.Linear):
+            return _FrozenLinear.apply(x, self.layer, self.weights)
+        return _FrozenConv.apply(*padded(self.layer, x), self.layer, self.weights)
+
+    def lend(self, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
+        """(weight, bias) for the time of the context; no gradient flows into them."""
+        return self.weights(self.layer, like)
+
+
+def convolve(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x`` convolved with any ``weight`` in the manner of ``layer``: stride, padding, groups."""
+    x, padding = padded(layer, x)
+    function = getattr(nn.functional, f"conv{weight.ndim - 2}d")
+    return function(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+
+
+def padded(layer: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
+    """(input, padding in numbers).
+
+    Padding in words (nn.grad takes numbers only; 'same' is lopsided under an even kernel) and
+    padding with other than zeros (circular, for seamless textures) is added here.
+    """
     padding = layer.padding
-    # Padding in words (nn.grad takes numbers only; 'same' is lopsided under an even kernel) and
-    # padding with other than zeros (circular, for seamless textures) is added here.
     if isinstance(padding, str) or layer.padding_mode != "zeros":
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode)
-        padding = 0
-    return _FrozenConv.apply(x, layer, weights, padding)
+        return nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode), 0
+    return x, padding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Protocol
@@ -11,14 +12,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .batches import Draw
+from .averaging import MovingAverage, keeps_an_average, weights_to_use
+from .batch_losses import loss_terms
 from .errors import AtelierError
 from .lr_scheduler import build_lr_scheduler
-from .network import build_network
-from .objective import add_noise, draw_timestep, sample_losses
-from .optimizer import build_optimizer
+from .network import limit_norms
+from .optimizer import build_optimizer, effective_rate
 from .precision import accelerating
-from .random_streams import generator
+from .random_streams import global_stream
 from .run import Predict, StepRecord, TrainingRun, TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -70,12 +71,20 @@ class _Trainer:
         self.step = state.step
         self.history = list(state.history)
         spec, model = state.run.spec, state.run.model
-        self.network = build_network(model.layers, spec.network, spec.seed)
-        self.network.load_state_dict(state.network)
+        self.network = state.run.new_network()
+        self.network.load_state_dict(state.training_weights or state.network)
         self.network.to(model.device)
-        optimizer = build_optimizer(self.network.parameters(), spec.optimizer)
-        self.scheduler = build_lr_scheduler(optimizer, spec.lr_scheduler, spec.max_train_steps)
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        self.average: MovingAverage | None = None
+        if spec.optimizer.ema_decay > 0:
+            self.average = MovingAverage(self.network, spec.optimizer.ema_decay)
+            self.average.load(state.network)
+        self.bare_optimizer = build_optimizer(self.network, spec.optimizer)
+        self.scheduler = build_lr_scheduler(
+            self.bare_optimizer, spec.lr_scheduler, spec.max_train_steps, spec.samples
+        )
+        self.optimizer = self.accelerator.prepare_optimizer(
+            self.bare_optimizer, device_placement=False
+        )
         if state.optimizer is not None:
             for name, part in self._stateful().items():
                 part.load_state_dict(deepcopy(state.optimizer[name]))
@@ -88,26 +97,33 @@ class _Trainer:
         pictures = sum(len(batch) for batch in batches)  # the last batch of an epoch may be short
         loss = 0.0
         self.optimizer.zero_grad(set_to_none=True)  # also what an interrupted step left behind
-        for batch in batches:
-            on_micro_step()
-            batch_loss = batch_losses(self.run, batch, predict).sum() / pictures
-            self.accelerator.backward(batch_loss)
-            loss += batch_loss.item()
-        record = StepRecord(
-            self.step + 1, batches[-1][-1].epoch, loss, self._learning_rate(), self._clip()
+        with self._dropouts():
+            for batch in batches:
+                for term in loss_terms(self.run.spec.objective):
+                    on_micro_step()
+                    batch_loss = term(self.run, batch, predict).sum() / pictures
+                    self.accelerator.backward(batch_loss)
+                    loss += batch_loss.item()
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        return self._apply(
+            StepRecord(self.step + 1, batches[-1][-1].epoch, loss, rate, self._clip())
         )
-        return self._apply(record)
 
     def _apply(self, record: StepRecord) -> StepRecord:
         """Take the optimizer step, unless its numbers are not finite."""
         scaling = self.accelerator.scaler is not None
         if not math.isfinite(record.loss) or not (scaling or math.isfinite(record.grad_norm)):
             raise TrainingDiverged(_divergence_message(record))
-        self.optimizer.step()
+        with global_stream(self.run.model.device, self.run.spec.seed, "optimizer", record.step):
+            self.optimizer.step()
         skipped = self.optimizer.step_was_skipped
-        if not skipped and record.step < self.run.spec.max_train_steps:  # then the rate holds
-            self.scheduler.step()
-        record = replace(record, skipped=skipped)
+        record = replace(record, learning_rate=effective_rate(self.bare_optimizer), skipped=skipped)
+        if not skipped:
+            limit_norms(self.network, self.run.spec.network)
+            if record.step < self.run.spec.max_train_steps:  # past it the rate holds
+                self.scheduler.step(record.loss)
+            if self.average is not None:
+                self.average.update(self.network, record.step)
         self.history.append(record)
         self.step = record.step
         if len(self.history) >= MAX_SKIPPED_IN_A_ROW and all(
@@ -119,12 +135,15 @@ class _Trainer:
             )
         return record
 
+    def _dropouts(self) -> AbstractContextManager[None]:
+        """Adapters draw from torch's stream what drops out: let it be that of this step."""
+        if not self.run.spec.network.drops_out:
+            return nullcontext()
+        return global_stream(self.run.model.device, self.run.spec.seed, "dropout", self.step)
+
     def _clip(self) -> float:
         limit = self.run.spec.optimizer.max_grad_norm or math.inf
         return float(self.accelerator.clip_grad_norm_(self.network.parameters(), limit))
-
-    def _learning_rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
 
     def _stateful(self) -> dict[str, Any]:
         parts = {"optimizer": self.optimizer, "lr_scheduler": self.scheduler}
@@ -138,29 +157,18 @@ class _Trainer:
             optimizer = None
         else:
             optimizer = {name: _copied(p.state_dict()) for name, p in self._stateful().items()}
-        network = {k: _copied(v) for k, v in self.network.state_dict().items()}
-        return TrainingState(self.run, self.step, network, optimizer, tuple(self.history))
-
-
-def batch_losses(run: TrainingRun, batch: list[Draw], predict: Predict) -> Tensor:
-    """[B] weighted loss of each picture of a micro-batch, each under its own caption."""
-    spec, schedule, device = run.spec, run.model.schedule, run.model.device
-    latents, noise, timesteps, conditioning = [], [], [], []
-    for draw in batch:
-        latent = run.latents[draw.image]
-        rng = generator(spec.seed, "noise", draw.epoch, draw.position)
-        timesteps.append(draw_timestep(schedule, rng))
-        noise.append(torch.randn(latent.shape, generator=rng))
-        latents.append(latent)
-        conditioning.append(run.conditioning[run.dataset.samples[draw.image].caption])
-    noised = add_noise(
-        torch.stack(latents).to(device),
-        torch.stack(noise).to(device),
-        torch.tensor(timesteps, device=device),
-        schedule,
-        spec.objective,
-    )
-    return sample_losses(predict(noised.noisy_latents, noised.sigmas, conditioning), noised)
+        raw = to_use = _copied(dict(self.network.state_dict()))
+        if self.step > 0 and (self.average is not None or keeps_an_average(self.bare_optimizer)):
+            with weights_to_use(self.network, self.bare_optimizer, self.average):
+                to_use = _copied(dict(self.network.state_dict()))
+        return TrainingState(
+            run=self.run,
+            step=self.step,
+            network=to_use,
+            optimizer=optimizer,
+            history=tuple(self.history),
+            training_weights=None if to_use is raw else raw,
+        )
 
 
 def _copied(value: Any) -> Any:

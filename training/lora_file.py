@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -15,7 +13,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import AtelierError, require
+from .dataset.samples import ImageDataset, Role
+from .errors import require
+from .files import write_whole
+from .network_metadata import network_metadata
+from .objective_metadata import objective_metadata
 from .run import TrainingState
 
 
@@ -54,15 +56,13 @@ def lora_metadata(state: TrainingState) -> dict[str, str]:
     """``ss_*`` as kohya-ss/sd-scripts writes them (train_network.py), every value a string."""
     spec, dataset = state.run.spec, state.run.dataset
     values = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": spec.network.network_dim,
-        "ss_network_alpha": spec.network.network_alpha,
-        "ss_optimizer": spec.optimizer.optimizer_type.value,
+        **network_metadata(spec.network, state.network),
+        "ss_optimizer": spec.optimizer.written,
         "ss_unet_lr": spec.optimizer.unet_lr,
         "ss_max_grad_norm": spec.optimizer.max_grad_norm,
         "ss_lr_scheduler": spec.lr_scheduler.lr_scheduler.value,
-        "ss_lr_warmup_steps": spec.lr_scheduler.warmup_steps(spec.max_train_steps),
-        "ss_min_snr_gamma": spec.objective.min_snr_gamma,
+        "ss_lr_warmup_steps": spec.lr_scheduler.warmup_steps(spec.max_train_steps, spec.samples),
+        **objective_metadata(spec.objective, state.run.model.schedule),
         "ss_mixed_precision": spec.mixed_precision.value,
         "ss_batch_size_per_device": spec.train_batch_size,
         "ss_gradient_accumulation_steps": spec.gradient_accumulation_steps,
@@ -71,11 +71,11 @@ def lora_metadata(state: TrainingState) -> dict[str, str]:
         "ss_seed": spec.seed,
         "ss_num_train_images": dataset.images_per_epoch,
         "ss_num_batches_per_epoch": state.run.plan.batches_per_epoch,
-        "ss_resolution": f"({dataset.resolution}, {dataset.resolution})",
+        "ss_resolution": _resolutions(dataset),
         "ss_tag_frequency": json.dumps({dataset.name: tag_frequency(state)}, ensure_ascii=False),
         "ss_training_finished_at": datetime.now(timezone.utc).timestamp(),
-        "atelier.dataset_source": dataset.source,
-        "atelier.dataset_license": dataset.license,
+        "atelier.dataset_source": dataset.sources,
+        "atelier.dataset_license": dataset.licenses,
     }
     return {key: str(value) for key, value in values.items() if value != ""}
 
@@ -83,11 +83,17 @@ def lora_metadata(state: TrainingState) -> dict[str, str]:
 def tag_frequency(state: TrainingState) -> dict[str, int]:
     """Tag -> how many pictures of one epoch carry it; what LoRA managers show."""
     count: Counter[str] = Counter()
-    for sample in state.run.dataset.samples:
+    for sample in state.run.dataset.with_role(Role.TRAIN):
         for tag in dict.fromkeys(tag.strip() for tag in sample.caption.split(",")):
             count[tag] += sample.num_repeats
     del count[""]
     return dict(count.most_common())
+
+
+def _resolutions(dataset: ImageDataset) -> str:
+    """``(512, 512)``, and one such pair after another when there are several."""
+    found = sorted({r for sample in dataset.samples for r in sample.fit.resolutions})
+    return ", ".join(f"({r}, {r})" for r in found)
 
 
 def save_lora(path: Path, lora: Mapping[str, Tensor], precision: SavePrecision) -> None:
@@ -106,23 +112,3 @@ def save_lora(path: Path, lora: Mapping[str, Tensor], precision: SavePrecision) 
     )
     metadata = {"format": "pt", **getattr(lora, "metadata", {})}
     write_whole(path, save(tensors, metadata=metadata))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A reader of ``path`` sees the old file or the new one, never a part.
-
-    Raises:
-        AtelierError: the disk is full or the folder cannot be written; the old file stays.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # there may be none, or no such folder
-            partial.unlink()
-        raise AtelierError(f'"{path}" could not be written: {error}.') from error

@@ -1,112 +1,157 @@
-"""The LoRA network: small trainable matrices beside the frozen layers they adapt.
+"""The LoRA network: one small trainable adapter beside each chosen frozen layer.
 
-              x ──────────── frozen W ────────────┐
-              │                                   +──> y = W x + (alpha / dim) · up(down(x))
-              └── down [dim,in] ── up [out,dim] ──┘
-
-``down`` starts Kaiming-uniform (a = √5), ``up`` at zero, so step 0 is the base model exactly
-(Hu et al. 2021, arXiv:2106.09685; the initialisation of kohya-ss/sd-scripts, networks/lora.py).
-The state dict of a network *is* the LoRA file: keys ``<layer>.lora_down.weight``,
-``<layer>.lora_up.weight`` and ``<layer>.alpha``.
+The state dict of a network *is* the LoRA file: keys ``<layer>.<what the algorithm calls it>``, for
+LoRA ``….lora_down.weight``, ``….lora_up.weight`` and ``….alpha``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from .errors import require, require_number
+from .adapters.base import Adapter
+from .adapters.dora import DoRA
+from .adapters.full import FullDiff
+from .adapters.loha import LoHa
+from .adapters.lokr import LoKr
+from .adapters.lora import LoRA
+from .adapters.oft import BOFT, OFT
+from .errors import require
+from .existing_lora import Size, size_in_file
+from .network_spec import MAX_NETWORK_DIM, Algorithm, NetworkSpec
 from .random_streams import generator
+from .targets import TargetLayer, blocks_of, is_spatial
 
-MAX_NETWORK_DIM = 1024
+__all__ = ["MAX_NETWORK_DIM", "Algorithm", "NetworkSpec", "build_network", "describe_network"]
 
+Make = Callable[[nn.Module, Size, torch.Generator, NetworkSpec], Adapter]
 
-@dataclass(frozen=True)
-class NetworkSpec:
-    """What to train: the size of the adapters. Which layers, is said by ``training.targets``."""
-
-    network_dim: int = 16
-    """Rank of the two matrices."""
-    network_alpha: float = 16.0
-    """Adapter strength; the update is scaled by ``network_alpha / network_dim``."""
-
-    def __post_init__(self) -> None:
-        require(
-            isinstance(self.network_dim, int) and 1 <= self.network_dim <= MAX_NETWORK_DIM,
-            f"network_dim is {self.network_dim}: the rank must be a whole number from 1 to "
-            f"{MAX_NETWORK_DIM}. 16 suits most styles, 32 an anime style, 128 a character.",
-        )
-        require_number(
-            "network_alpha", self.network_alpha, 1e-3, 1e4, "Half the rank or the rank is usual."
-        )
+ADAPTERS: dict[Algorithm, Make] = {
+    Algorithm.LORA: lambda layer, size, rng, spec: LoRA(layer, size.dim, size.alpha, rng),
+    Algorithm.DORA: lambda layer, size, rng, spec: DoRA(layer, size.dim, size.alpha, rng),
+    Algorithm.LOHA: lambda layer, size, rng, spec: LoHa(layer, size.dim, size.alpha, rng),
+    Algorithm.LOKR: lambda layer, size, rng, spec: LoKr(
+        layer, size.dim, size.alpha, rng, spec.lokr_factor
+    ),
+    Algorithm.FULL: lambda layer, size, rng, spec: FullDiff(layer),
+    Algorithm.OFT: lambda layer, size, rng, spec: OFT(layer, size.dim),
+    Algorithm.BOFT: lambda layer, size, rng, spec: BOFT(layer, size.dim),
+}
 
 
-class LoRALinear(nn.Module):
-    """Low-rank side path of a Linear layer: ``[..., in] -> [..., out]``."""
-
-    def __init__(self, layer: nn.Module, spec: NetworkSpec, rng: torch.Generator) -> None:
-        super().__init__()
-        self.lora_down = nn.Linear(layer.in_features, spec.network_dim, bias=False)
-        self.lora_up = nn.Linear(spec.network_dim, layer.out_features, bias=False)
-        _initialise(self, spec, rng)
-
-    def forward(self, x: Tensor) -> Tensor:
-        down = nn.functional.linear(x, self.lora_down.weight.to(x.dtype))
-        return nn.functional.linear(down, self.lora_up.weight.to(x.dtype)) * self.scale
-
-
-class LoRAConv2d(nn.Module):
-    """Low-rank side path of a 2-D convolution: ``[B, in, H, W] -> [B, out, H', W']``.
-
-    ``down`` keeps the layer's kernel, stride and padding; ``up`` is 1×1.
-    """
-
-    def __init__(self, layer: nn.Conv2d, spec: NetworkSpec, rng: torch.Generator) -> None:
-        super().__init__()
-        self.lora_down = nn.Conv2d(
-            layer.in_channels,
-            spec.network_dim,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            bias=False,
-        )
-        self.lora_up = nn.Conv2d(spec.network_dim, layer.out_channels, 1, bias=False)
-        _initialise(self, spec, rng)
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv = self.lora_down
-        down = nn.functional.conv2d(
-            x, conv.weight.to(x.dtype), None, conv.stride, conv.padding, conv.dilation
-        )
-        return nn.functional.conv2d(down, self.lora_up.weight.to(x.dtype)) * self.scale
-
-
-def _initialise(adapter: nn.Module, spec: NetworkSpec, rng: torch.Generator) -> None:
-    adapter.scale = spec.network_alpha / spec.network_dim
-    adapter.register_buffer("alpha", torch.tensor(float(spec.network_alpha)))
-    nn.init.kaiming_uniform_(adapter.lora_down.weight, a=math.sqrt(5), generator=rng)
-    nn.init.zeros_(adapter.lora_up.weight)
-
-
-def build_network(layers: Mapping[str, nn.Module], spec: NetworkSpec, seed: int) -> nn.ModuleDict:
+def build_network(layers: Mapping[str, TargetLayer], spec: NetworkSpec, seed: int) -> nn.ModuleDict:
     """Make one adapter a layer, in float32 on the CPU.
 
     Args:
         layers: file name of the adapter (``lora_unet_…``, no dots) -> the frozen layer.
         seed: each adapter's start depends on it and on its own name alone, so choosing other
             layers does not change how these begin.
+
+    Raises:
+        AtelierError: nothing is left to train, ``block_dims`` does not fit the model, or the LoRA
+            to continue from is of another kind.
     """
-    require(len(layers) > 0, "No layer of this model can be trained with the chosen network.")
-    network = nn.ModuleDict()
-    # nn.Linear draws its first weights from the global stream, which is the host's: give it back.
+    # Constructors may draw from the global stream, which is the host's: give it back.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        for name, layer in layers.items():
-            kind = LoRAConv2d if isinstance(layer, nn.Conv2d) else LoRALinear
-            network[name] = kind(layer, spec, generator(seed, "network", name))
+        network = nn.ModuleDict(_adapters(layers, spec, seed))
+    for name, adapter in network.items():
+        if (start := layers[name].start) is not None:
+            shapes = adapter.state_dict()
+            adapter.load_state_dict({k: v.reshape(shapes[k].shape) for k, v in start.items()})
     return network
+
+
+def limit_norms(network: Mapping[str, Adapter], spec: NetworkSpec) -> None:
+    """After a step: no ``ΔW`` is longer than ``scale_weight_norms``, where that is on."""
+    if spec.scale_weight_norms > 0:
+        for adapter in network.values():
+            adapter.limit_norm(spec.scale_weight_norms)
+
+
+def describe_network(layers: Mapping[str, TargetLayer], spec: NetworkSpec) -> str:
+    """What is going to be trained: ``LoRA: 192 layers, 3.2 M parameters, rank 16``.
+
+    Raises:
+        AtelierError: as :func:`build_network`, but without taking any of the memory.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        adapters = _adapters(layers, spec, seed=0)
+        numbers = sum(p.numel() for adapter in adapters.values() for p in adapter.parameters())
+    text = f"{spec.label}: {len(adapters)} layers, {short_number(numbers)} parameters"
+    dims = {size.dim for size in _sizes(layers, spec).values()} - {0}
+    if spec.algorithm.has_rank:
+        text += f", rank {_range(dims)}"
+    elif spec.algorithm.rotates:
+        text += f", block size {_range(dims)}"
+    if spec.existing is None:
+        return text
+    text += f', continued from "{spec.existing.name}"'
+    if ignored := spec.existing.text_encoder_keys:
+        text += f" ({ignored} keys of text encoders are not continued)"
+    return text
+
+
+def short_number(number: int) -> str:
+    """ "950", "3.2 k", "12.8 M", "1.1 G"."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)
+
+
+def _range(dims: set[int]) -> str:
+    return str(*dims) if len(dims) == 1 else f"{min(dims)} to {max(dims)}"
+
+
+def _adapters(
+    layers: Mapping[str, TargetLayer], spec: NetworkSpec, seed: int
+) -> dict[str, Adapter]:
+    require(len(layers) > 0, "No layer of this model can be trained with the chosen network.")
+    adapters = {}
+    for name, size in _sizes(layers, spec).items():
+        if size.dim == 0:
+            continue
+        target, rng = layers[name], generator(seed, "network", name)
+        adapter = ADAPTERS[spec.algorithm](target.layer, size, rng, spec)
+        adapter.module_dropout = spec.module_dropout
+        if isinstance(adapter, LoRA):
+            adapter.network_dropout = spec.network_dropout
+            adapter.rank_dropout = spec.rank_dropout
+        if target.start is not None:
+            _require_same_kind(name, adapter, target.start, spec)
+        adapters[name] = adapter
+    return adapters
+
+
+def _sizes(layers: Mapping[str, TargetLayer], spec: NetworkSpec) -> dict[str, Size]:
+    """How large the adapter of each layer is."""
+    blocks = blocks_of(layers)
+    require(
+        not spec.block_dims or len(spec.block_dims) == len(blocks),
+        f"block_dims holds {len(spec.block_dims)} numbers, but the chosen layers lie in "
+        f"{len(blocks)} blocks: {', '.join(blocks)}. Write one number for each, in this order.",
+    )
+    dims = dict(zip(blocks, spec.block_dims, strict=False))
+    return {
+        name: spec.size(is_spatial(target.layer), dims.get(target.block))
+        if target.start is None
+        else size_in_file(target.start)
+        for name, target in layers.items()
+    }
+
+
+def _require_same_kind(
+    name: str, adapter: Adapter, start: Mapping[str, Tensor], spec: NetworkSpec
+) -> None:
+    """Refuse what a file holds for a layer unless it is exactly what the algorithm has there."""
+    own = {key: value.numel() for key, value in adapter.state_dict().items()}
+    wanted = {key: value.numel() for key, value in start.items()}
+    require(
+        own == wanted,
+        f'existing LoRA "{spec.existing.name if spec.existing else ""}": for layer {name} it holds '
+        f"{', '.join(sorted(start))}, which is not what algorithm {spec.algorithm.value} trains "
+        "there. Choose the algorithm and the lokr_factor it was trained with; LoRAs made with "
+        "Tucker factors, with DoRA lengths on outputs or for another model cannot be continued.",
+    )

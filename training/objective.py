@@ -1,15 +1,8 @@
 """What the model is asked to predict, and how far off it is.
 
-With clean latents x₀, noise n and noise level σ (k-diffusion convention, Karras et al. 2022,
-arXiv:2206.00364):
-
-    prediction       noisy latents        target                       signal-to-noise ratio
-    epsilon          x₀ + σ n             n                            1 / σ²
-    v_prediction     x₀ + σ n             (n − σ x₀) / √(1 + σ²)       1 / σ²
-    flow             (1 − σ) x₀ + σ n     n − x₀                       –
-
-The first two are DDPM's: x₀ + σ n, divided by √(1 + σ²), is √ᾱ x₀ + √(1−ᾱ) n with
-ᾱ = 1 / (1 + σ²); that division is the host's own input scaling.
+The targets are those of :mod:`training.noise_schedule`, the parts of the loss those of
+:mod:`training.timesteps` (where), :mod:`training.noise` (with what), :mod:`training.loss_types` and
+:mod:`training.weighting` (how much).
 """
 
 from __future__ import annotations
@@ -17,40 +10,76 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-import torch
 from torch import Tensor
 
 from .errors import require, require_number
+from .loss_types import LossSpec, LossType, element_losses, huber_thresholds
+from .noise import Noise, NoiseSpec
+from .noise_schedule import NoiseSchedule, PredictionType
+from .timesteps import TimestepSpec, places
+from .weighting import Weighting, loss_weights
+
+DEFAULT_GAMMA = 5.0
+"""The paper's value."""
 
 
-class PredictionType(str, Enum):
-    """The model's own training target."""
+class PriorTarget(str, Enum):
+    """What regularisation pictures are aimed at."""
 
-    EPSILON = "epsilon"
-    V_PREDICTION = "v_prediction"
-    FLOW = "flow"
+    PICTURES = "pictures"
+    """Themselves, like every other picture."""
+    BASE_MODEL = "base_model"
+    """The answer that the base model gives on them, so that it stays what it was."""
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
-    """The noise levels a model was trained on, and its target."""
+class PriorSpec:
+    """How what the base model can do already is kept."""
 
-    prediction_type: PredictionType
-    sigmas: Tensor
-    """[T] float32, rising; timestep t has noise level ``sigmas[t]``."""
+    prior_loss_weight: float = 1.0
+    """Factor on the loss of regularisation pictures."""
+    prior_target: PriorTarget = PriorTarget.PICTURES
+    prior_preservation: float = 0.0
+    """Without regularisation pictures: every training picture is looked at a second time under
+    ``class_prompt``, where the answer should stay the base model's. Weight of that; 0 = off."""
+    class_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        require_number("prior_loss_weight", self.prior_loss_weight, 0, 100, "1 is usual.")
+        require_number(
+            "prior_preservation", self.prior_preservation, 0, 100, "0 = off, 1 is usual."
+        )
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What has to be encoded besides the captions."""
+        return (self.class_prompt,) if self.prior_preservation > 0 else ()
 
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """How the loss is weighted."""
+    """Everything that shapes the loss."""
 
-    min_snr_gamma: float = 5.0
-    """Min-SNR-γ for epsilon and v models; 0 switches it off; flow models ignore it."""
+    min_snr_gamma: float = DEFAULT_GAMMA
+    """γ of the weightings that have one; 0 switches them off."""
+    weighting: Weighting = Weighting.AUTO
+    loss: LossSpec = LossSpec()
+    noise: NoiseSpec = NoiseSpec()
+    timesteps: TimestepSpec = TimestepSpec()
+    prior: PriorSpec = PriorSpec()
+    masked_loss: bool = True
+    """Whether the pictures' masks count."""
+    zero_terminal_snr: bool = False
+    """Train on a schedule that ends in noise alone."""
+    guidance: float | None = None
+    """What a distilled model is told as its guidance; None = the host's own value."""
 
     def __post_init__(self) -> None:
         require_number(
             "min_snr_gamma", self.min_snr_gamma, 0, 1000, "5 is the paper's value, 0 = off."
         )
+        if self.guidance is not None:
+            require_number("guidance", self.guidance, 0, 100, "1 suits most Flux LoRAs.")
 
 
 @dataclass(frozen=True)
@@ -65,58 +94,90 @@ class NoisedBatch:
     """[B, C, …] what the model should predict."""
     weights: Tensor
     """[B] weight of each sample's loss."""
+    loss_type: LossType = LossType.L2
+    huber_thresholds: Tensor | None = None
+    """[B] of the losses that have one."""
 
 
-def draw_timestep(schedule: NoiseSchedule, rng: torch.Generator) -> int:
-    """A timestep, uniform over the model's schedule."""
-    return int(torch.randint(len(schedule.sigmas), (1,), generator=rng))
+def require_possible(spec: ObjectiveSpec, schedule: NoiseSchedule) -> None:
+    """Refuse what does not fit the model, before any long work.
+
+    Raises:
+        AtelierError: names the widget and the reason.
+    """
+    places(schedule, spec.timesteps)
+    if not schedule.is_flow:
+        return
+    reason = (
+        "This is a flow model (SD3, Flux), whose noise levels count through how often they are "
+        "drawn (timestep_sampling) instead."
+    )
+    require(
+        spec.weighting in (Weighting.AUTO, Weighting.NONE),
+        f"weighting is {spec.weighting.value}: it is for models that predict noise or velocity "
+        f"(SD1.5, SDXL). {reason} Choose auto or none.",
+    )
+    require(
+        spec.weighting is Weighting.NONE or spec.min_snr_gamma in (0, DEFAULT_GAMMA),
+        f"min_snr_gamma is {spec.min_snr_gamma:g}: it is for models that predict noise or velocity "
+        f"(SD1.5, SDXL). {reason} Set weighting to none.",
+    )
+    require(
+        not spec.zero_terminal_snr,
+        "zero_terminal_snr is on: it mends the schedule of SD models. This is a flow model (SD3, "
+        "Flux), whose schedule ends in noise alone anyway. Switch it off.",
+    )
 
 
 def add_noise(
-    latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule, spec: ObjectiveSpec
+    latents: Tensor,
+    noise: Tensor | Noise,
+    sigmas: Tensor,
+    schedule: NoiseSchedule,
+    spec: ObjectiveSpec,
 ) -> NoisedBatch:
     """Noise clean latents and say what the model should answer.
 
     Args:
         latents: [B, C, …] clean, in the model's own scale (unit deviation).
-        noise: like ``latents``, standard normal.
-        timesteps: [B] int64, indices into the schedule.
+        noise: like ``latents``; two of them where input and target differ.
+        sigmas: [B] noise levels of the schedule.
     """
+    noise = noise if isinstance(noise, Noise) else Noise(noise, noise)
     require(
-        latents.shape == noise.shape and timesteps.shape == latents.shape[:1],
-        f"latents {tuple(latents.shape)}, noise {tuple(noise.shape)} and timesteps "
-        f"{tuple(timesteps.shape)} do not belong together.",
+        latents.shape == noise.target.shape == noise.input.shape
+        and sigmas.shape == latents.shape[:1],
+        f"latents {tuple(latents.shape)}, noise {tuple(noise.target.shape)} and noise levels "
+        f"{tuple(sigmas.shape)} do not belong together.",
     )
-    sigmas = schedule.sigmas.to(latents.device)[timesteps]
     sigma = sigmas.view(-1, *[1] * (latents.ndim - 1))
-    if schedule.prediction_type is PredictionType.FLOW:
-        noisy, target = (1 - sigma) * latents + sigma * noise, noise - latents
+    if schedule.is_flow:
+        noisy, target = (1 - sigma) * latents + sigma * noise.input, noise.target - latents
     elif schedule.prediction_type is PredictionType.V_PREDICTION:
-        noisy = latents + sigma * noise
-        target = (noise - sigma * latents) / (1 + sigma**2).sqrt()
+        noisy = latents + sigma * noise.input
+        target = (noise.target - sigma * latents) / (1 + sigma**2).sqrt()
     else:
-        noisy, target = latents + sigma * noise, noise
-    return NoisedBatch(noisy, sigmas, target, min_snr_weights(sigmas, schedule, spec))
+        noisy, target = latents + sigma * noise.input, noise.target
+    weights = loss_weights(sigmas, schedule, spec.weighting, spec.min_snr_gamma)
+    kind = spec.loss.loss_type
+    thresholds = huber_thresholds(sigmas, schedule, spec.loss) if kind.has_threshold else None
+    return NoisedBatch(noisy, sigmas, target, weights, kind, thresholds)
 
 
-def min_snr_weights(sigmas: Tensor, schedule: NoiseSchedule, spec: ObjectiveSpec) -> Tensor:
-    """[B] min(SNR, γ)/SNR for epsilon, min(SNR, γ)/(SNR + 1) for v; 1 when off or for flow.
+def sample_losses(prediction: Tensor, batch: NoisedBatch, masks: Tensor | None = None) -> Tensor:
+    """[B] mean loss of each sample times its weight; the caller reduces.
 
-    Source: Hang et al. 2023, arXiv:2303.09556; kohya-ss/sd-scripts,
-    library/custom_train_functions.py ``apply_snr_weight``.
+    Args:
+        masks: [B, H, W] of the latents, 0..1, or None. A place counts as much as its mask says; the
+            mean is over all places, as in kohya-ss/sd-scripts ``apply_masked_loss``.
     """
-    if spec.min_snr_gamma == 0 or schedule.prediction_type is PredictionType.FLOW:
-        return torch.ones_like(sigmas)
-    snr = sigmas**-2
-    extra = 1 if schedule.prediction_type is PredictionType.V_PREDICTION else 0
-    return snr.clamp(max=spec.min_snr_gamma) / (snr + extra)
-
-
-def sample_losses(prediction: Tensor, batch: NoisedBatch) -> Tensor:
-    """[B] mean squared error of each sample times its weight; the caller reduces."""
     require(
         prediction.shape == batch.target.shape,
         f"The model answered {tuple(prediction.shape)} where {tuple(batch.target.shape)} was due.",
     )
-    squared_error = (prediction.float() - batch.target).square()
-    return squared_error.flatten(1).mean(1) * batch.weights
+    losses = element_losses(prediction, batch.target, batch.loss_type, batch.huber_thresholds)
+    if masks is not None:
+        masks = masks.to(losses)
+        between = losses.ndim - masks.ndim  # channels, and frames where there are any
+        losses = losses * masks.view(-1, *[1] * between, *masks.shape[1:])
+    return losses.flatten(1).mean(1) * batch.weights

@@ -11,21 +11,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .batches import BatchPlan
-from .dataset import ImageDataset
+from .batches import BatchPlan, Draw
+from .dataset.fit import Placement
+from .dataset.samples import ImageDataset
 from .errors import require_number
+from .examples import Conditioning, EncodedDataset, Example, Items, items
+from .frozen import FrozenLayer
 from .lr_scheduler import LRSchedulerSpec
 from .network import NetworkSpec, build_network
 from .objective import NoiseSchedule, ObjectiveSpec
 from .optimizer import OptimizerSpec
 from .precision import MixedPrecision
+from .targets import TargetLayer
 
-Conditioning = Any
-"""One caption as the host encoded it; opaque to the engine."""
-
-Predict = Callable[[Tensor, Tensor, list[Conditioning]], Tensor]
-"""``predict(noisy_latents [B, C, …], sigmas [B], conditioning [B]) -> [B, C, …] float32``: the
-model's raw answer, differentiable in the adapters."""
+Predict = Callable[[Tensor, Tensor, list[Conditioning], list[Placement]], Tensor]
+"""``predict(noisy_latents [B, C, …], sigmas [B], conditioning [B], placements [B]) -> [B, C, …]``
+float32: the model's raw answer, differentiable in the adapters. The placements are for models that
+are told the size and the cut of a picture (SDXL)."""
 
 
 class DiffusionModel(Protocol):
@@ -33,8 +35,14 @@ class DiffusionModel(Protocol):
 
     device: torch.device
     schedule: NoiseSchedule
-    layers: Mapping[str, nn.Module]
-    """Name in the LoRA file -> layer that gets an adapter."""
+
+    def layers(self, spec: NetworkSpec) -> Mapping[str, TargetLayer]:
+        """Name in the LoRA file -> layer that gets an adapter."""
+        ...
+
+    def frozen_layers(self) -> AbstractContextManager[Mapping[str, FrozenLayer]]:
+        """The layers by their names in the file, able to lend their weights."""
+        ...
 
     def compute_dtype(self, choice: MixedPrecision) -> torch.dtype: ...
 
@@ -69,23 +77,49 @@ class TrainingSpec:
             "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 4096, "1 = off."
         )
 
+    @property
+    def samples(self) -> int:
+        """Pictures the whole run looks at, repeats counted."""
+        pictures_a_step = self.train_batch_size * self.gradient_accumulation_steps
+        return self.max_train_steps * pictures_a_step
+
 
 @dataclass(frozen=True)
 class TrainingRun:
     """What stays the same from the first step of a run to the last."""
 
     spec: TrainingSpec
-    dataset: ImageDataset
+    data: EncodedDataset
     model: DiffusionModel
-    latents: tuple[Tensor, ...]
-    """One [C, …] float32 CPU tensor a picture, in the model's own scale."""
-    conditioning: Mapping[str, Conditioning]
-    """Caption -> its encoding."""
+
+    @property
+    def dataset(self) -> ImageDataset:
+        """The pictures that train, without those that turned out to be broken."""
+        return self.data.dataset
 
     @cached_property
     def plan(self) -> BatchPlan:
-        repeats = tuple(sample.num_repeats for sample in self.dataset.samples)
-        return BatchPlan(repeats, self.spec.train_batch_size, self.spec.seed)
+        """Which items are seen when."""
+        return BatchPlan(
+            self._items.num_repeats,
+            self._items.buckets,
+            self.spec.train_batch_size,
+            self.spec.seed,
+        )
+
+    def new_network(self) -> nn.ModuleDict:
+        """The adapters as they begin, for want of what they take over from the weights."""
+        network = self.spec.network
+        return build_network(self.model.layers(network), network, self.spec.seed)
+
+    def example(self, draw: Draw) -> Example:
+        """What the model sees at one place of the run."""
+        sample, resolution = self._items.views[draw.item]
+        return self.data.example(sample, resolution, self.spec.seed, draw)
+
+    @cached_property
+    def _items(self) -> Items:
+        return items(self.dataset)
 
 
 @dataclass(frozen=True)
@@ -97,7 +131,7 @@ class StepRecord:
     epoch: int
     loss: float
     learning_rate: float
-    """The rate this step was taken with."""
+    """The rate this step was taken with; times the step size ``d`` for optimizers that find one."""
     grad_norm: float
     """Length of the gradient before clipping."""
     skipped: bool = False
@@ -115,22 +149,31 @@ class TrainingState:
     run: TrainingRun
     step: int
     network: Mapping[str, Tensor]
-    """The adapters as in the LoRA file, float32, on the CPU."""
+    """The adapters as in the LoRA file, the ones to use, float32, on the CPU."""
     optimizer: Mapping[str, Any] | None = None
     """State dicts of optimizer, schedule and loss scaler; None before the first step."""
     history: tuple[StepRecord, ...] = ()
+    training_weights: Mapping[str, Tensor] | None = None
+    """The adapters that training goes on from, where ``network`` is an average of them."""
 
     def get_ram_usage(self) -> int:
-        """Bytes; asked by ComfyUI's RAM-pressure cache."""
-        run = [*self.run.latents, *_tensors(self.run.conditioning)]
-        tensors = [*self.network.values(), *run, *_tensors(self.optimizer)]
+        """Bytes; asked by ComfyUI's RAM-pressure cache. Latents and texts lie on disk."""
+        tensors = [
+            *self.network.values(),
+            *_tensors(self.optimizer),
+            *_tensors(self.training_weights),
+        ]
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
 @torch.inference_mode(False)
 def start(run: TrainingRun) -> TrainingState:
-    """The run at step 0: freshly initialised adapters that change nothing yet."""
-    network = build_network(run.model.layers, run.spec.network, run.spec.seed)
+    """The run at step 0: adapters that change nothing yet, or those of the LoRA to continue."""
+    network = run.new_network()
+    if run.spec.network.existing is None and any(a.needs_weights for a in network.values()):
+        with run.model.frozen_layers() as layers:
+            for name, adapter in network.items():
+                adapter.begin(layers[name])
     return TrainingState(run, 0, dict(network.state_dict()))
 
 

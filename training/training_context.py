@@ -11,11 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .frozen import FROZEN_LAYERS, Weights, frozen_forward
+from .frozen import FROZEN_LAYERS, FrozenLayer, Weights
+
+_OFF: ContextVar[bool] = ContextVar("adapters_off", default=False)
+"""Whether the adapters are switched off in this thread for the moment."""
 
 
 @contextmanager
@@ -55,11 +60,23 @@ def training_context(
 
 
 @contextmanager
-def _forward_through(layer: nn.Module, adapter: nn.Module | None, weights: Weights):
-    def forward(x: Tensor) -> Tensor:
-        y = frozen_forward(layer, weights, x)
-        return y if adapter is None else y + adapter(x)
+def adapters_off() -> Iterator[None]:
+    """Inside, every model in a training context answers as its base does."""
+    token = _OFF.set(True)
+    try:
+        yield
+    finally:
+        _OFF.reset(token)
 
+
+def _adapted(adapter: nn.Module, frozen: FrozenLayer, x: Tensor) -> Tensor:
+    return frozen(x) if _OFF.get() else adapter(frozen, x)
+
+
+@contextmanager
+def _forward_through(layer: nn.Module, adapter: nn.Module | None, weights: Weights):
+    frozen = FrozenLayer(layer, weights)
+    forward = frozen if adapter is None else partial(_adapted, adapter, frozen)
     before = layer.__dict__.get("forward")  # another pack may have put its own there
     layer.forward = forward
     try:

@@ -103,8 +103,8 @@ def test_widgets_are_legible_at_the_default_size(english: Frontend) -> None:
 
 
 def test_every_help_page_opens_from_its_node(english: Frontend) -> None:
-    english.open_workflow()
     for node in NODES:
+        english.open_nodes([node], left=1200)
         shown = english.help_page(node)
         title = (DOCS / node / "en.md").read_text("utf-8").splitlines()[0].removeprefix("# ")
         assert shown.startswith(title)
@@ -129,8 +129,8 @@ def test_search_finds_the_nodes_in_chinese(chinese: Frontend) -> None:
     assert "加载图像数据集" in chinese.search("数据集")
 
 
-def test_the_graph_speaks_chinese(chinese: Frontend) -> None:
-    chinese.open_workflow()
+def test_the_nodes_speak_chinese(chinese: Frontend) -> None:
+    chinese.open_nodes(NODES)
     told = json.loads(CHINESE.read_text("utf-8"))
     nodes = chinese.run(LOOK)
     assert {node["type"] for node in nodes} == set(NODES)
@@ -141,7 +141,7 @@ def test_the_graph_speaks_chinese(chinese: Frontend) -> None:
             assert label == texts["inputs"][name]["name"], f"{node['type']}.{name}"
         outputs = [text["name"] for text in texts["outputs"].values()]
         assert node["outputs"] == outputs, node["type"]
-    chinese.screenshot("graph-zh")
+    chinese.screenshot("nodes-zh")
 
 
 def test_widgets_are_legible_in_chinese(chinese: Frontend) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from host import HostServer, Result
-from training_graph import NETWORK, OPTIMIZER, PICTURES, SAVE, training
+from training_graph import DATASET, NETWORK, OPTIMIZER, PICTURES, SAVE, TRAIN, Watched, training
 
 pytestmark = pytest.mark.slow
 
@@ -44,8 +44,10 @@ def jpeg() -> bytes:
     return buffer.getvalue()
 
 
-def train_on(server: HostServer, folder: str) -> Result:
-    return server.queue(training(folder, steps=1))
+def train_on(server: HostServer, folder: str, **widgets: Any) -> Result:
+    prompt = training(folder, steps=1)
+    prompt[DATASET]["inputs"] |= widgets
+    return server.queue(prompt)
 
 
 def refused_with(result: Result, *words: str) -> None:
@@ -62,19 +64,32 @@ def refused_with(result: Result, *words: str) -> None:
         ("no caption", {"fox__txt": None}, ("1 of 1", "no caption", "fox.png", "class_tokens")),
         ("odd letters", {"fox__txt": b"caf\xe9 \xff"}, ("fox.txt", "not UTF-8", "Save it")),
         ("no picture", {"fox__png": None}, ("folder", "holds no pictures")),
+        ("cut short", {"bear__jpg": jpeg()[:3000]}, ("bear.jpg", "cut short", "remove it")),
     ],
 )
 def test_a_folder_with_something_wrong_in_it_names_the_file(
     server: HostServer, case: str, files: dict[str, bytes | None], words: tuple[str, ...]
 ) -> None:
     dataset(server, case, **files)
-    refused_with(train_on(server, case), *words)
+    result = train_on(server, case, class_tokens=trigger(case), unusable_files="stop")
+    refused_with(result, *words)
 
 
-def test_a_jpeg_that_is_cut_short_is_named(server: HostServer) -> None:
-    whole = jpeg()
-    dataset(server, "cut", bear__jpg=whole[: len(whole) // 2], bear__txt=b"a bear")
-    refused_with(train_on(server, "cut"), "bear.jpg", "cut short", "remove it")
+def trigger(case: str) -> str:
+    """Only the case that is about captions goes without."""
+    return "" if case == "no caption" else "sks"
+
+
+def test_bad_files_that_are_skipped_are_named_and_the_others_train(server: HostServer) -> None:
+    files = {"empty__png": b"", "text__png": b"just text", "cut__jpg": jpeg()[:3000]}
+    dataset(server, "skipped", **files)
+    prompt = training("skipped", steps=1, prefix="atelier/skipped")
+    prompt[DATASET]["inputs"]["class_tokens"] = "sks"
+    watched = Watched(server, prompt)
+    for name, words in (("empty.png", "0 bytes"), ("text.png", "not an image")):
+        assert name in watched.text(DATASET) and words in watched.text(DATASET)
+    assert "3 files left out" in watched.text(TRAIN)  # the third shows only when it is decoded
+    assert "cut.jpg" in watched.text(TRAIN) and "cut short" in watched.text(TRAIN)
 
 
 def test_a_missing_folder_is_named_and_the_place_to_look(server: HostServer) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from in_memory import PLACEMENT
 from lora_atelier.training.host.result import apply_lora
 from lora_atelier.training.loop import train
 from lora_atelier.training.lora_file import trained_lora
@@ -98,7 +99,7 @@ def prediction(model: Any, encoded: dict[str, Any]) -> Tensor:
     run = make_run(model, encoded)
     with predicting(run.model) as predict:
         x, sigmas = normal(60, 4, 4, 8, 8) * 2, torch.tensor([0.3, 1.0, 2.0, 6.0])
-        return predict(x, sigmas, list(encoded.values())).detach()
+        return predict(x, sigmas, list(encoded.values()), [PLACEMENT] * 4).detach()
 
 
 def test_a_patched_model_trains_on_its_patched_weights(

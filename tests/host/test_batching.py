@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from in_memory import PLACEMENT
+from lora_atelier.training.batch_losses import batch_losses
 from lora_atelier.training.batches import Draw
-from lora_atelier.training.loop import batch_losses, train
+from lora_atelier.training.loop import train
 from lora_atelier.training.optimizer import OptimizerSpec
 from lora_atelier.training.run import TrainingState, start
 from tiny_training import (
@@ -130,13 +132,13 @@ def test_the_prediction_is_that_of_the_hosts_own_sampler(
     with torch.inference_mode():
         expected = [
             host_denoised(parts.model, x[i : i + 1], sigmas[i : i + 1], conditioning)
-            for i, conditioning in enumerate(run.conditioning.values())
+            for i, conditioning in enumerate(run.data.conditioning.values())
         ]
     untouched = worked_network(run.model, run.spec.network)
     for adapter in untouched.values():
         adapter.lora_up.weight.data.zero_()
     with predicting(run.model, untouched) as predict:
-        epsilon = predict(x, sigmas, list(run.conditioning.values()))
+        epsilon = predict(x, sigmas, list(run.data.conditioning.values()), [PLACEMENT] * 2)
     denoised = x - sigmas.view(2, 1, 1, 1) * epsilon.detach()
     torch.testing.assert_close(denoised, torch.cat(expected), rtol=1e-5, atol=1e-5)
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from lora_atelier.nodes.outputs import output_folder
 from lora_atelier.nodes.train import train_steps
-from lora_atelier.training.dataset import load_folder
+from lora_atelier.training.dataset.fit import FitOptions
+from lora_atelier.training.dataset.folder import FolderOptions, load_folder
 from lora_atelier.training.host.session import start_run
 from lora_atelier.training.run import TrainingState, start
 from tiny_training import (
@@ -199,7 +200,7 @@ def test_cancel_keeps_the_lora_of_the_last_whole_step(
 ) -> None:
     run_to_its_end(parts, encoded, "cancelled in step 2")
     # Other tests of this file are stopped at that step too; the newest is this one's.
-    *_, file = sorted((output_folder() / "atelier" / "dataset" / "lora").glob("*step000001*"))
+    *_, file = sorted((output_folder() / "atelier" / "shapes" / "lora").glob("*step000001*"))
     whole = start(make_run(parts.model, encoded, quick_spec(gradient_accumulation_steps=2)))
     expected: TrainingState = train_steps(whole, 1)
     saved = load_file(file)
@@ -220,8 +221,9 @@ def test_encoding_and_training_leave_the_text_encoder_and_the_vae_alone(
     before, weights = answers(), [contents(module) for module in modules]
     for name in ("cat.png", "cat.txt", "rose.png", "rose.txt"):
         shutil.copy(PICTURES / name, tmp_path)
-    dataset = load_folder(tmp_path, resolution=64)
-    train_steps(start_run(parts.model, parts.clip, parts.vae, dataset, quick_spec()), 2)
+    dataset = load_folder(tmp_path, FolderOptions(fit=FitOptions((64,))))
+    cache = tmp_path / "cache"
+    train_steps(start_run(parts.model, parts.clip, parts.vae, dataset, quick_spec(), cache), 2)
     for module, old in zip(modules, weights, strict=True):
         # CLIP's text_projection is in no SD1.5 file: the host leaves it as the memory was, NaN too.
         exact = {"rtol": 0, "atol": 0, "equal_nan": True}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.ops
 import torch
 
-from lora_atelier.training.frozen import frozen_forward
+from lora_atelier.training.frozen import FrozenLayer
 from lora_atelier.training.host.diffusion_model import lend_weights
 
 
@@ -22,7 +22,7 @@ def test_a_scaled_fp8_layer_trains_with_its_scale() -> None:
     x = torch.randn(4, 32, generator=rng)
     with torch.no_grad():
         expected = layer(x)
-        ours = frozen_forward(layer, lend_weights, x)
+        ours = FrozenLayer(layer, lend_weights)(x)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
     exact = torch.nn.functional.linear(x, weight, layer.bias.data)
     torch.testing.assert_close(ours, exact, rtol=0.1, atol=0.05)

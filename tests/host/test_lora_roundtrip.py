@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from in_memory import PLACEMENT
 from lora_atelier.training.lora_file import SavePrecision, save_lora
 from lora_atelier.training.network import NetworkSpec
 from tiny_training import (
@@ -54,7 +55,7 @@ def prediction(model: Any, encoded: dict[str, Any], network: Any = None) -> Tens
     run = make_run(model, encoded)
     with predicting(run.model, network) as predict:
         x, sigmas = normal(60, 4, 4, 8, 8) * 2, torch.tensor([0.3, 1.0, 2.0, 6.0])
-        return predict(x, sigmas, list(encoded.values())).detach()
+        return predict(x, sigmas, list(encoded.values()), [PLACEMENT] * 4).detach()
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -112,7 +113,8 @@ def test_every_layer_with_its_side_path_equals_its_merged_weight(
 ) -> None:
     run = make_run(parts.model, encoded)
     with predicting(run.model, network):
-        for i, (name, layer) in enumerate(run.model.layers.items()):
+        for i, (name, target) in enumerate(run.model.layers(SPEC).items()):
+            layer = target.layer
             up, down = network[name].lora_up.weight, network[name].lora_down.weight
             merged = layer.weight.clone().flatten(1) + 7.0 / 4 * up.flatten(1) @ down.flatten(1)
             x = normal(80 + i, 5, merged.shape[1])

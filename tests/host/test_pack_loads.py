@@ -16,6 +16,10 @@ from host import PACK_NAME, HostServer
 ROOT = Path(__file__).resolve().parents[2]
 NODE_IDS = {
     "AtelierLoadDataset",
+    "AtelierDatasetFromImages",
+    "AtelierFitImages",
+    "AtelierCombineDatasets",
+    "AtelierSaveDataset",
     "AtelierNetwork",
     "AtelierOptimizer",
     "AtelierScheduler",
@@ -31,6 +35,7 @@ HEAVY = {
     "matplotlib",
     "onnxruntime",
     "peft",
+    "pytorch_optimizer",
     "scipy",
     "transformers",
 }

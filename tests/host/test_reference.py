@@ -21,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 
+from in_memory import PLACEMENT
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from lora_atelier.training.lora_file import SavePrecision, save_lora
 from lora_atelier.training.network import NetworkSpec
@@ -31,6 +32,7 @@ TIMESTEPS = torch.tensor([3, 250, 610, 998])
 LATENTS, NOISE = normal(1, 4, 4, 8, 8), normal(2, 4, 4, 8, 8)
 TEXT = normal(3, 4, 77, 768)
 CONDITIONING = [[TEXT[i : i + 1], {}] for i in range(4)]
+PLACEMENTS = [PLACEMENT] * 4
 UNWEIGHTED = ObjectiveSpec(min_snr_gamma=0)
 TARGETS = ("proj_in", "proj_out", "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 DDPM = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
@@ -69,9 +71,13 @@ def reference_losses(unet: Any, kind: str = "epsilon") -> Tensor:
 
 def our_losses(model: Any, spec: ObjectiveSpec = UNWEIGHTED) -> Tensor:
     host_model = HostDiffusionModel(model)
-    noised = add_noise(LATENTS, NOISE, TIMESTEPS, host_model.schedule, spec)
+    noised = add_noise(
+        LATENTS, NOISE, host_model.schedule.sigmas[TIMESTEPS], host_model.schedule, spec
+    )
     with predicting(host_model) as predict:
-        return sample_losses(predict(noised.noisy_latents, noised.sigmas, CONDITIONING), noised)
+        return sample_losses(
+            predict(noised.noisy_latents, noised.sigmas, CONDITIONING, PLACEMENTS), noised
+        )
 
 
 def with_sampling(model: Any, kind: str) -> Any:
@@ -116,9 +122,11 @@ def test_every_adapter_gradient_equals_that_of_peft(parts: Parts, unet: Any) -> 
 
     expected = reference_losses(reference)
     expected.mean().backward()
-    noised = add_noise(LATENTS, NOISE, TIMESTEPS, host_model.schedule, UNWEIGHTED)
+    noised = add_noise(
+        LATENTS, NOISE, host_model.schedule.sigmas[TIMESTEPS], host_model.schedule, UNWEIGHTED
+    )
     with predicting(host_model, network) as predict:
-        answer = predict(noised.noisy_latents, noised.sigmas, CONDITIONING)
+        answer = predict(noised.noisy_latents, noised.sigmas, CONDITIONING, PLACEMENTS)
         losses = sample_losses(answer, noised)
         losses.mean().backward()
 
@@ -137,7 +145,7 @@ def test_a_v_model_trains_on_the_velocity_of_diffusers(parts: Parts, unet: Any) 
     model = with_sampling(parts.model, "v_prediction")
     schedule = HostDiffusionModel(model).schedule
     assert schedule.prediction_type is PredictionType.V_PREDICTION
-    target = add_noise(LATENTS, NOISE, TIMESTEPS, schedule, UNWEIGHTED).target
+    target = add_noise(LATENTS, NOISE, schedule.sigmas[TIMESTEPS], schedule, UNWEIGHTED).target
     velocity = DDPMScheduler(**DDPM).get_velocity(LATENTS, NOISE, TIMESTEPS)
     torch.testing.assert_close(target, velocity, rtol=1e-5, atol=1e-5)
     expected = reference_losses(unet, "v_prediction")
@@ -162,7 +170,7 @@ def test_a_flow_model_is_noised_and_aimed_as_by_diffusers(parts: Parts) -> None:
     reference = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
     schedule = HostDiffusionModel(with_flow_sampling(parts.model, shift=3.0)).schedule
     assert schedule.prediction_type is PredictionType.FLOW
-    noised = add_noise(LATENTS, NOISE, TIMESTEPS, schedule, ObjectiveSpec(5))
+    noised = add_noise(LATENTS, NOISE, schedule.sigmas[TIMESTEPS], schedule, ObjectiveSpec(5))
     # diffusers counts from the noisy end: its entry 0 is our timestep 999.
     entries = 999 - TIMESTEPS
     torch.testing.assert_close(noised.sigmas, reference.sigmas[entries], rtol=1e-6, atol=1e-7)
@@ -175,7 +183,9 @@ def test_a_flow_model_is_noised_and_aimed_as_by_diffusers(parts: Parts) -> None:
 def test_a_flow_target_followed_by_diffusers_removes_the_noise(parts: Parts) -> None:
     reference = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
     schedule = HostDiffusionModel(with_flow_sampling(parts.model, shift=3.0)).schedule
-    noised = add_noise(LATENTS[:1], NOISE[:1], TIMESTEPS[2:3], schedule, UNWEIGHTED)
+    noised = add_noise(
+        LATENTS[:1], NOISE[:1], schedule.sigmas[TIMESTEPS[2:3]], schedule, UNWEIGHTED
+    )
     sample = noised.noisy_latents
     for timestep in reference.timesteps[999 - int(TIMESTEPS[2]) : -1]:
         sample = reference.step(noised.target, timestep, sample).prev_sample
@@ -207,9 +217,11 @@ def test_diffusers_loads_our_file_and_answers_as_the_training_did(
     loader.load_lora_into_unet(tensors, alphas, unet)
     loaded = reference_losses(unet)
 
-    noised = add_noise(LATENTS, NOISE, TIMESTEPS, host_model.schedule, UNWEIGHTED)
+    noised = add_noise(
+        LATENTS, NOISE, host_model.schedule.sigmas[TIMESTEPS], host_model.schedule, UNWEIGHTED
+    )
     with predicting(host_model, network) as predict:
-        answer = predict(noised.noisy_latents, noised.sigmas, CONDITIONING)
+        answer = predict(noised.noisy_latents, noised.sigmas, CONDITIONING, PLACEMENTS)
         ours = sample_losses(answer, noised).detach()
     torch.testing.assert_close(loaded.detach(), ours, rtol=1e-4, atol=0)
     assert not torch.allclose(loaded, untouched, rtol=1e-3)

@@ -197,9 +197,9 @@ def test_the_converter_follows_a_link_as_the_browser_does(
 
 def test_the_converter_takes_a_graph_that_was_saved_after_a_run(object_info: dict) -> None:
     shown = "step 300/300"  # what a node showed on itself is saved behind its widgets
-    ui = {"nodes": [{"id": 1, "type": "AtelierNetwork", "widgets_values": [8, 4, shown]}]}
+    ui = {"nodes": [{"id": 1, "type": "EmptyLatentImage", "widgets_values": [64, 32, 1, shown]}]}
     (node,) = to_prompt({**ui, "links": []}, object_info).values()
-    assert node["inputs"] == {"network_dim": 8, "network_alpha": 4}
+    assert node["inputs"] == {"width": 64, "height": 32, "batch_size": 1}
 
 
 def test_the_converter_refuses_a_node_this_server_lacks(object_info: dict) -> None:
@@ -209,6 +209,6 @@ def test_the_converter_refuses_a_node_this_server_lacks(object_info: dict) -> No
 
 
 def test_the_converter_refuses_a_graph_with_too_few_values(object_info: dict) -> None:
-    ui = {"nodes": [{"id": 1, "type": "AtelierNetwork", "widgets_values": [8]}], "links": []}
-    with pytest.raises(WorkflowError, match="1 saved values for 2 widgets"):
+    ui = {"nodes": [{"id": 1, "type": "EmptyLatentImage", "widgets_values": [8]}], "links": []}
+    with pytest.raises(WorkflowError, match="1 saved values for 3 widgets"):
         to_prompt(ui, object_info)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_atelier.training.dataset import ImageDataset, Sample
+from in_memory import encoded_dataset
+from lora_atelier.training.frozen import FrozenLayer
 from lora_atelier.training.network import NetworkSpec
 from lora_atelier.training.objective import NoiseSchedule, PredictionType
 from lora_atelier.training.precision import MixedPrecision, compute_dtype
 from lora_atelier.training.run import StepRecord, TrainingRun, TrainingSpec, TrainingState
+from lora_atelier.training.targets import TargetLayer
 from lora_atelier.training.training_context import training_context
 
 LATENT = (4, 2, 2)
@@ -58,7 +59,17 @@ class SmallDiffusionModel:
         products = (1 - betas).cumprod(0)
         sigmas = ((1 - products) / products).sqrt().float()
         self.schedule = NoiseSchedule(PredictionType.EPSILON, sigmas)
-        self.layers = {"lora_unet_inside": self.net.inside, "lora_unet_outside": self.net.outside}
+
+    def layers(self, spec: NetworkSpec) -> dict[str, TargetLayer]:
+        return {
+            f"lora_unet_{name}": TargetLayer(getattr(self.net, name), name, name)
+            for name in ("inside", "outside")
+        }
+
+    @contextmanager
+    def frozen_layers(self) -> Iterator[dict[str, FrozenLayer]]:
+        layers = self.layers(NetworkSpec())
+        yield {name: FrozenLayer(target.layer, lend) for name, target in layers.items()}
 
     def compute_dtype(self, choice: MixedPrecision) -> torch.dtype:
         return compute_dtype(choice, torch.float32, self.device, bf16_is_fast=False)
@@ -67,7 +78,7 @@ class SmallDiffusionModel:
     def training(self, network: Mapping[str, nn.Module], dtype: torch.dtype) -> Iterator[Any]:
         adapters = {name.removeprefix("lora_unet_"): network[name] for name in network}
 
-        def predict(noisy: Tensor, sigmas: Tensor, conditioning: list[Tensor]) -> Tensor:
+        def predict(noisy: Tensor, sigmas: Tensor, conditioning: list, placements: list) -> Tensor:
             captions = torch.stack(conditioning).to(dtype)
             return self.answer(self.net(noisy.to(dtype), sigmas.to(dtype), captions).float())
 
@@ -107,15 +118,17 @@ def small_run(
     model: SmallDiffusionModel | None = None,
     **choices: Any,
 ) -> TrainingRun:
-    samples = [Sample(Path(f"{i}.png"), f"caption {i}", n) for i, n in enumerate(repeats)]
+    count = len(repeats)
     choices.setdefault("network", NetworkSpec(4, 4.0))
     choices.setdefault("max_train_steps", 6)
     return TrainingRun(
         spec=TrainingSpec(**choices),
-        dataset=ImageDataset(tuple(samples), resolution=64, name="shapes"),
+        data=encoded_dataset(
+            [normal(100 + i, *LATENT) for i in range(count)],
+            {f"caption {i}": normal(200 + i, CAPTION_WIDTH) for i in range(count)},
+            num_repeats=repeats,
+        ),
         model=model or SmallDiffusionModel(),
-        latents=tuple(normal(100 + i, *LATENT) for i in range(len(samples))),
-        conditioning={s.caption: normal(200 + i, CAPTION_WIDTH) for i, s in enumerate(samples)},
     )
 
 

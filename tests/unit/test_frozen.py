@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lora_atelier.training.frozen import frozen_forward
+from lora_atelier.training.frozen import FrozenLayer
 
 # 'same' under an even kernel makes PyTorch itself copy its input, and say so.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -70,7 +70,7 @@ def test_values_and_input_gradients_are_those_of_ordinary_autograd(
 ) -> None:
     layer, x = build(), torch.randn(shape)
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, expected = frozen_forward(layer, lend_weights, mine), layer(theirs)
+    y, expected = FrozenLayer(layer, lend_weights)(mine), layer(theirs)
     torch.testing.assert_close(y, expected)
     towards = torch.randn_like(expected)
     y.backward(towards)
@@ -84,7 +84,7 @@ def test_input_gradients_agree_with_finite_differences(
 ) -> None:
     layer = build().double()
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: frozen_forward(layer, lend_weights, x), x)
+    assert torch.autograd.gradcheck(lambda x: FrozenLayer(layer, lend_weights)(x), x)
 
 
 @every_layer
@@ -95,7 +95,7 @@ def test_weights_made_in_inference_mode_can_be_trained_through(
         layer = build()
         with torch.inference_mode(False):  # the engine
             x = torch.randn(shape, requires_grad=True)
-            y = frozen_forward(layer, lend_weights, x)
+            y = FrozenLayer(layer, lend_weights)(x)
             y.square().sum().backward()
     assert layer.weight.is_inference()
     twin = build()
@@ -118,7 +118,7 @@ def test_autograd_keeps_nothing_of_the_weights_shape(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        frozen_forward(layer, lend_weights, x)
+        FrozenLayer(layer, lend_weights)(x)
         assert tuple(layer.weight.shape) not in kept
         layer(x)  # ordinary autograd does, so the check can see it
     assert tuple(layer.weight.shape) in kept + [shape[::-1] for shape in kept]
@@ -127,7 +127,7 @@ def test_autograd_keeps_nothing_of_the_weights_shape(
 @pytest.mark.parametrize("build", [lambda: nn.Linear(4, 4), lambda: nn.Conv1d(2, 3, 3)])
 def test_the_weight_gets_no_gradient(build: Callable[[], nn.Module], lend_weights: Any) -> None:
     layer = build()
-    frozen_forward(layer, lend_weights, torch.randn(1, 2, 4, requires_grad=True)).sum().backward()
+    FrozenLayer(layer, lend_weights)(torch.randn(1, 2, 4, requires_grad=True)).sum().backward()
     assert layer.weight.grad is None
     assert layer.bias.grad is None
 
@@ -137,7 +137,7 @@ def test_the_weight_is_asked_for_again_in_backward_and_not_held_between(
     build: Callable[[], nn.Module],
 ) -> None:
     lender = CountingLender()
-    y = frozen_forward(build(), lender, torch.randn(1, 2, 4, requires_grad=True))
+    y = FrozenLayer(build(), lender)(torch.randn(1, 2, 4, requires_grad=True))
     assert (lender.asked, lender.out) == (1, 0)
     y.sum().backward()
     assert (lender.asked, lender.out) == (2, 0)
@@ -147,7 +147,7 @@ def test_backward_uses_the_weight_as_it_is_then(lend_weights: Any) -> None:
     """The host may have moved or cast it meanwhile: what was lent first is not remembered."""
     layer = nn.Linear(2, 2, bias=False)
     x = torch.ones(1, 2, requires_grad=True)
-    y = frozen_forward(layer, lend_weights, x)
+    y = FrozenLayer(layer, lend_weights)(x)
     layer.weight = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     y.sum().backward()
     assert x.grad.tolist() == [[4.0, 6.0]]
@@ -161,20 +161,20 @@ def test_it_works_under_checkpointing(
         layer = build()
     lender, x = CountingLender(), torch.randn(shape)
     plain, again = x.clone().requires_grad_(), x.clone().requires_grad_()
-    frozen_forward(layer, lender, plain).square().sum().backward()
-    y = checkpoint(lambda x: frozen_forward(layer, lender, x).square(), again, use_reentrant=False)
+    FrozenLayer(layer, lender)(plain).square().sum().backward()
+    y = checkpoint(lambda x: FrozenLayer(layer, lender)(x).square(), again, use_reentrant=False)
     y.sum().backward()
     assert torch.equal(plain.grad, again.grad)
     assert lender.asked == 2 + 3  # forward, and in backward: once recomputed, once differentiated
 
 
 def test_an_input_that_needs_no_gradient_makes_no_graph(lend_weights: Any) -> None:
-    y = frozen_forward(nn.Linear(4, 3), lend_weights, torch.randn(2, 4))
+    y = FrozenLayer(nn.Linear(4, 3), lend_weights)(torch.randn(2, 4))
     assert not y.requires_grad
 
 
 def test_values_have_the_type_of_the_input(lend_weights: Any) -> None:
     layer = nn.Linear(4, 3).half()
     x = torch.randn(2, 4, dtype=torch.bfloat16, requires_grad=True)
-    frozen_forward(layer, lend_weights, x).sum().backward()
+    FrozenLayer(layer, lend_weights)(x).sum().backward()
     assert x.grad.dtype == torch.bfloat16

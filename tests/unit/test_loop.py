@@ -11,7 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_atelier.training.loop import TrainingDiverged, batch_losses, train
+from in_memory import latent_of
+from lora_atelier.training.batch_losses import batch_losses
+from lora_atelier.training.dataset.fit import Variant
+from lora_atelier.training.examples import View
+from lora_atelier.training.loop import TrainingDiverged, train
 from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
 from lora_atelier.training.network import NetworkSpec
 from lora_atelier.training.objective import ObjectiveSpec
@@ -27,9 +31,9 @@ def _loss_by_hand(run: TrainingRun, weights: dict[str, Tensor], image: int, epoc
     """One picture's loss in plain formulas: DDPM noise, LoRA, eps target, min-SNR 5."""
     net, rng = run.model.net, generator(run.spec.seed, "noise", epoch, place)
     sigma = run.model.schedule.sigmas[int(torch.randint(1000, (1,), generator=rng))]
-    latent = run.latents[image].flatten()
+    latent = latent_of(run.data, image).flatten()
     noise = torch.randn(4, 2, 2, generator=rng).flatten()
-    caption = run.conditioning[f"caption {image}"]
+    caption = run.data.conditioning[f"caption {image}"]
     scaled = (latent + sigma * noise) / math.sqrt(1 + sigma.item() ** 2)
     x = torch.cat([scaled, sigma.log().view(1) / 4, caption])
 
@@ -56,7 +60,7 @@ def _train_by_hand(run: TrainingRun, state: TrainingState, steps: int) -> dict[s
         draws = [
             d for i in range(spec.gradient_accumulation_steps) for d in run.plan.batch(first + i)
         ]
-        losses = [_loss_by_hand(run, weights, d.image, d.epoch, d.position) for d in draws]
+        losses = [_loss_by_hand(run, weights, d.item, d.epoch, d.position) for d in draws]
         optimizer.zero_grad()
         torch.stack(losses).mean().backward()
         length = torch.stack([p.grad.square().sum() for p in weights.values()]).sum().sqrt()
@@ -89,13 +93,13 @@ def test_the_loop_equals_one_written_out_by_hand(make_run: Make, make_listener: 
 def test_each_picture_is_trained_on_its_own_caption(make_run: Make) -> None:
     """Exchanging two captions changes the losses of these two pictures and of no other."""
     run = make_run(objective=ObjectiveSpec(0), train_batch_size=5)
-    swapped = dict(run.conditioning)
+    swapped = dict(run.data.conditioning)
     swapped["caption 1"], swapped["caption 3"] = swapped["caption 3"], swapped["caption 1"]
-    other = replace(run, conditioning=swapped)
+    other = replace(run, data=replace(run.data, conditioning=swapped))
     batch = run.plan.batch(0)
     with run.model.training({}, torch.float32) as predict:
         before, after = (batch_losses(r, batch, predict) for r in (run, other))
-    changed = {d.image for d, a, b in zip(batch, before, after, strict=True) if a != b}
+    changed = {d.item for d, a, b in zip(batch, before, after, strict=True) if a != b}
     assert changed == {1, 3}
 
 
@@ -226,3 +230,22 @@ def test_a_run_leaves_accelerate_as_it_was(make_run: Make, make_listener: Make) 
     from accelerate.state import AcceleratorState
 
     assert AcceleratorState._shared_state == {}
+
+
+def test_weights_and_masks_belong_to_their_own_picture(make_run: Make) -> None:
+    """Doubling one picture's weight and masking half of another changes these two losses only."""
+    run = make_run(objective=ObjectiveSpec(0), train_batch_size=5)
+    left = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    samples = list(run.dataset.samples)
+    samples[1] = replace(samples[1], loss_weight=2.0)
+    images = dict(run.data.images)
+    view = View(3, Variant(0))
+    images[view] = replace(images[view], mask=left)
+    dataset = run.dataset.changed(samples)
+    other = replace(run, data=replace(run.data, dataset=dataset, images=images))
+    batch = run.plan.batch(0)
+    with run.model.training({}, torch.float32) as predict:
+        before, after = (batch_losses(r, batch, predict) for r in (run, other))
+    ratio = {d.item: float(b / a) for d, a, b in zip(batch, before, after, strict=True)}
+    assert ratio[1] == pytest.approx(2) and 0 < ratio[3] < 1
+    assert [ratio[i] for i in (0, 2, 4)] == [1, 1, 1]

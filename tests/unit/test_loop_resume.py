@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from in_memory import latent_of
 from lora_atelier.training.loop import train
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec
-from lora_atelier.training.network import NetworkSpec
+from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.network import Algorithm, NetworkSpec
 from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType
 from lora_atelier.training.run import TrainingState, start
 
 Make = Callable[..., Any]
 
+CONSTANT = LRSchedulerSpec(LRSchedulerType.CONSTANT, 0.0)
+
+
+def _with(kind: OptimizerType, **choices: Any) -> dict[str, Any]:
+    """64 × 64 weights, enough for a state in bytes, and two micro-steps a step."""
+    return {
+        "network": NetworkSpec(64, 64.0),
+        "optimizer": OptimizerSpec(kind, unet_lr=1e-3, **choices),
+        "lr_scheduler": CONSTANT,
+        "gradient_accumulation_steps": 2,
+    }
+
+
+BIG_PACKAGE = OptimizerType.PYTORCH_OPTIMIZER
 RUNS = {
     "one picture a step": {},
     "accumulation, over an epoch's end": {
@@ -25,12 +41,37 @@ RUNS = {
         "gradient_accumulation_steps": 2,
         "lr_scheduler": LRSchedulerSpec(lr_warmup_ratio=0.7),
     },
-    "AdamW8bit": {
-        "network": NetworkSpec(64, 64.0),  # 64 × 64 weights: enough for a state in bytes
-        "optimizer": OptimizerSpec(OptimizerType.ADAMW_8BIT, unet_lr=1e-3),
+    **{kind.value: _with(kind) for kind in OptimizerType if kind is not BIG_PACKAGE},
+    **{
+        f"pytorch_optimizer {name}": _with(BIG_PACKAGE, optimizer_name=name)
+        for name in ("soap", "schedulefreeadamw", "splus")
+    },
+    "pytorch_optimizer dash, which draws random numbers": _with(BIG_PACKAGE, optimizer_name="dash"),
+    "LoRA+": _with(OptimizerType.LION_8BIT, loraplus_lr_ratio=4.0),
+    "dropouts and a limit on norms": {
+        "network": NetworkSpec(
+            *(8, 8.0),
+            network_dropout=0.2,
+            rank_dropout=0.2,
+            module_dropout=0.2,
+            scale_weight_norms=0.05,
+        ),
         "gradient_accumulation_steps": 2,
     },
+    "DoRA": {"network": NetworkSpec(4, 4.0, Algorithm.DORA)},
+    "moving average": _with(OptimizerType.ADAMW, ema_decay=0.9),
+    "moving average in 8 bits": _with(OptimizerType.ADAMW_8BIT, ema_decay=0.2, max_grad_norm=0.01),
+    "a rate that falls with the loss": {
+        "lr_scheduler": LRSchedulerSpec(
+            LRSchedulerType.REDUCE_ON_PLATEAU, 0.2, lr_scheduler_args="patience=0 threshold=0.5"
+        )
+    },
 }
+SHORT = ("one picture a step", "accumulation, over an epoch's end", "AdamW8bit")
+AVERAGED = (
+    *("moving average", "moving average in 8 bits", "AdamWScheduleFree"),
+    *("pytorch_optimizer schedulefreeadamw", "pytorch_optimizer splus"),
+)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -45,9 +86,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _contents(state: TrainingState) -> tuple:
-    return state.step, state.network, state.optimizer, state.history
+    return state.step, state.network, state.optimizer, state.history, state.training_weights
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("choices", list(RUNS.values()), ids=list(RUNS))
 def test_six_steps_are_three_and_three_bit_for_bit(
     make_run: Make, make_listener: Make, choices: dict
@@ -70,7 +112,7 @@ def test_the_eight_bit_run_has_a_state_in_bytes(make_run: Make, make_listener: M
     assert torch.uint8 in {moment["state1"].dtype for moment in moments}
 
 
-@pytest.mark.parametrize("choices", list(RUNS.values()), ids=list(RUNS))
+@pytest.mark.parametrize("choices", [RUNS[n] for n in (*SHORT, *AVERAGED)], ids=(*SHORT, *AVERAGED))
 def test_the_state_that_goes_in_stays_as_it_is(
     make_run: Make, make_listener: Make, choices: dict
 ) -> None:
@@ -82,10 +124,11 @@ def test_the_state_that_goes_in_stays_as_it_is(
         assert _same(_contents(given), before)
 
 
+@pytest.mark.parametrize("name", ["one picture a step", "LoRA+", *AVERAGED])
 def test_two_branches_from_one_state_know_nothing_of_each_other(
-    make_run: Make, make_listener: Make
+    make_run: Make, make_listener: Make, name: str
 ) -> None:
-    trunk = train(start(make_run()), 2, make_listener())
+    trunk = train(start(make_run(**RUNS[name])), 2, make_listener())
     long, short = train(trunk, 4, make_listener()), train(trunk, 1, make_listener())
     again = train(trunk, 4, make_listener())
     assert _same(_contents(long), _contents(again))
@@ -134,7 +177,8 @@ def test_after_an_interruption_the_base_model_answers_as_before(
 ) -> None:
     run = make_run()
     net = run.model.net
-    inputs = (run.latents[0][None], torch.ones(1), run.conditioning["caption 0"][None])
+    caption = run.data.conditioning["caption 0"]
+    inputs = (latent_of(run.data, 0)[None], torch.ones(1), caption[None])
     parameters = list(map(id, net.parameters()))
     with torch.inference_mode():
         answer = net(*inputs)
@@ -156,7 +200,24 @@ def test_a_state_knows_its_size(make_run: Make, make_listener: Make) -> None:
     """Weights and AdamW's two moments at rank 4, two alphas, a counter for each of four weights."""
     run = make_run()
     weights = 4 * (21 + 64) + 4 * (64 + 16)
-    data = 5 * 16 + sum(caption.numel() for caption in run.conditioning.values())
-    assert start(run).get_ram_usage() == 4 * (weights + 2 + data)
+    assert start(run).get_ram_usage() == 4 * (weights + 2)
     trained = train(start(run), 1, make_listener())
-    assert trained.get_ram_usage() == 4 * (3 * weights + 2 + data + 4)
+    assert trained.get_ram_usage() == 4 * (3 * weights + 2 + 4)
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_a_state_holds_the_weights_to_use_beside_those_that_train_on(
+    make_run: Make, make_listener: Make, name: str
+) -> None:
+    fresh = start(make_run(**RUNS[name]))
+    assert fresh.training_weights is None
+    state = train(fresh, 3, make_listener())
+    assert state.training_weights is not None
+    assert state.training_weights.keys() == state.network.keys()
+    weights = [key for key in state.network if key.endswith("weight")]
+    assert not any(torch.equal(state.network[k], state.training_weights[k]) for k in weights)
+    lean = train(start(make_run(**RUNS["AdamW"])), 3, make_listener())
+    assert lean.training_weights is None
+    size = sum(4 * value.numel() for value in state.training_weights.values())
+    without = replace(state, training_weights=None)
+    assert state.get_ram_usage() - without.get_ram_usage() == size

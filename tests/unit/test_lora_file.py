@@ -162,7 +162,7 @@ def test_tags_are_counted_once_a_picture_times_its_repeats(
     run = make_run(repeats=(1, 3, 2))
     captions = ["fox, snow, fox", "fox , tree,", "snow"]
     for sample, caption in zip(run.dataset.samples, captions, strict=True):
-        object.__setattr__(sample, "caption", caption)
+        object.__setattr__(sample, "captions", (caption,))
     frequency = tag_frequency(start(run))
     assert frequency == {"fox": 1 + 3, "snow": 1 + 2, "tree": 3}
     assert list(frequency) == ["fox", "snow", "tree"]  # the most frequent first, then as they come
@@ -194,7 +194,7 @@ def test_metadata_tells_how_the_lora_was_made(make_run: Callable[..., Any]) -> N
         "ss_steps": "0",
         "ss_seed": "42",
         "ss_num_train_images": "4",
-        "ss_num_batches_per_epoch": "2",
+        "ss_num_batches_per_epoch": "3",
         "ss_resolution": "(64, 64)",
     }
     assert {key: facts.get(key) for key in expected} == expected

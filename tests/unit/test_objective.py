@@ -1,4 +1,4 @@
-"""Noise, targets and weights, against formulas written out and against diffusers."""
+"""Noisy latents, targets and losses, against formulas written out and against diffusers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.loss_types import HuberSchedule, LossSpec, LossType
+from lora_atelier.training.noise import Noise
+from lora_atelier.training.noise_schedule import NoiseSchedule, PredictionType
 from lora_atelier.training.objective import (
     NoisedBatch,
-    NoiseSchedule,
     ObjectiveSpec,
-    PredictionType,
+    PriorSpec,
     add_noise,
-    draw_timestep,
-    min_snr_weights,
+    require_possible,
     sample_losses,
 )
+from lora_atelier.training.timesteps import TimestepSpec
+from lora_atelier.training.weighting import Weighting
 
 EPS, V, FLOW = PredictionType.EPSILON, PredictionType.V_PREDICTION, PredictionType.FLOW
 OFF = ObjectiveSpec(min_snr_gamma=0)
@@ -42,7 +45,7 @@ def ddpm() -> DDPMScheduler:
 
 
 def _noised(kind: PredictionType, latents: Tensor, noise: Tensor, t: list[int]) -> NoisedBatch:
-    return add_noise(latents, noise, torch.tensor(t), NoiseSchedule(kind, SIGMAS), OFF)
+    return add_noise(latents, noise, SIGMAS[t], NoiseSchedule(kind, SIGMAS), OFF)
 
 
 @pytest.mark.parametrize("kind", list(PredictionType))
@@ -62,7 +65,7 @@ def test_noisy_latents_and_targets_equal_those_of_diffusers(kind, ddpm, latents,
     product = ddpm.alphas_cumprod.double()
     schedule = NoiseSchedule(kind, ((1 - product) / product).sqrt().float())
     t = torch.tensor([3, 500, 999])
-    batch = add_noise(latents, noise, t, schedule, OFF)
+    batch = add_noise(latents, noise, schedule.sigmas[t], schedule, OFF)
     scaled = batch.noisy_latents / (1 + batch.sigmas.view(-1, 1, 1, 1) ** 2).sqrt()
     target = noise if kind is EPS else ddpm.get_velocity(latents, noise, t)
     torch.testing.assert_close(scaled, ddpm.add_noise(latents, noise, t), rtol=1e-5, atol=1e-5)
@@ -90,28 +93,9 @@ def test_v_and_epsilon_targets_are_two_views_of_one_noise(latents, noise) -> Non
     torch.testing.assert_close(eps, noise, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        # σ = 0.1, 0.5, 1, 2 have SNR = 100, 4, 1, 0.25; γ = 5
-        (EPS, [5 / 100, 1, 1, 1]),
-        (V, [5 / 101, 4 / 5, 1 / 2, 0.25 / 1.25]),
-        (FLOW, [1, 1, 1, 1]),
-    ],
-)
-def test_min_snr_weights_at_hand_computed_noise_levels(kind, expected) -> None:
-    weights = min_snr_weights(SIGMAS[:4], NoiseSchedule(kind, SIGMAS), ObjectiveSpec(5.0))
-    assert weights.tolist() == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("kind", list(PredictionType))
-def test_gamma_0_switches_weighting_off(kind) -> None:
-    assert min_snr_weights(SIGMAS, NoiseSchedule(kind, SIGMAS), OFF).tolist() == [1] * 5
-
-
 def test_add_noise_weighs_each_picture_by_its_own_timestep(latents, noise) -> None:
     schedule = NoiseSchedule(EPS, SIGMAS)
-    batch = add_noise(latents, noise, torch.tensor([0, 2, 0]), schedule, ObjectiveSpec(5.0))
+    batch = add_noise(latents, noise, SIGMAS[[0, 2, 0]], schedule, ObjectiveSpec(5.0))
     assert batch.weights.tolist() == pytest.approx([0.05, 1, 0.05], rel=1e-5)
 
 
@@ -144,15 +128,117 @@ def test_noise_or_timesteps_that_do_not_fit_are_an_error(shape, steps, latents, 
         _noised(EPS, latents, noise, [0] * steps)
 
 
-def test_timesteps_are_uniform_over_the_whole_schedule() -> None:
-    schedule = NoiseSchedule(EPS, torch.ones(10))
-    rng = torch.Generator().manual_seed(0)
-    counts = torch.bincount(torch.tensor([draw_timestep(schedule, rng) for _ in range(5000)]))
-    assert len(counts) == 10
-    assert (counts - 500).abs().max() < 110  # five standard deviations
-
-
 @pytest.mark.parametrize("gamma", [-1.0, math.nan, math.inf])
 def test_a_gamma_that_is_no_number_is_refused(gamma: float) -> None:
     with pytest.raises(AtelierError, match=f"min_snr_gamma is {gamma}"):
         ObjectiveSpec(gamma)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 5), (2, 16, 1, 3, 5)], ids=["picture", "one frame"])
+def test_a_mask_weights_each_place_and_the_mean_is_over_all_of_them(shape: tuple) -> None:
+    prediction, target = torch.randn(shape), torch.randn(shape)
+    masks = torch.rand(2, 3, 5)
+    batch = NoisedBatch(target, torch.ones(2), target, torch.tensor([1.0, 0.5]))
+    losses = sample_losses(prediction, batch, masks)
+    for i, weight in enumerate((1.0, 0.5)):
+        total = 0.0
+        for y in range(3):
+            for x in range(5):
+                difference = prediction[i, ..., y, x] - target[i, ..., y, x]
+                total += (difference.square().sum() * masks[i, y, x]).item()
+        assert losses[i].item() == pytest.approx(weight * total / target[i].numel(), rel=1e-5)
+
+
+def test_what_the_mask_hides_gets_no_gradient() -> None:
+    prediction = torch.randn(1, 4, 2, 2, requires_grad=True)
+    target = torch.randn(1, 4, 2, 2)
+    mask = torch.tensor([[[1.0, 0.0], [0.25, 1.0]]])
+    batch = NoisedBatch(target, torch.ones(1), target, torch.ones(1))
+    sample_losses(prediction, batch, mask).sum().backward()
+    assert (prediction.grad[..., 0, 1] == 0).all()
+    assert (prediction.grad[..., mask[0] > 0] != 0).all()
+
+
+@pytest.mark.parametrize("kind", list(PredictionType))
+def test_perturbed_noise_goes_into_the_input_and_not_into_the_target(kind, latents, noise) -> None:
+    schedule = NoiseSchedule(kind, SIGMAS)
+    more = torch.randn(3, 4, 2, 5)
+    sigmas = SIGMAS[[0, 1, 2]]
+    plain = add_noise(latents, noise, sigmas, schedule, OFF)
+    perturbed = add_noise(latents, Noise(noise, noise + 0.1 * more), sigmas, schedule, OFF)
+    assert torch.equal(perturbed.target, plain.target)
+    difference = perturbed.noisy_latents - plain.noisy_latents
+    expected = sigmas.view(3, 1, 1, 1) * 0.1 * more
+    torch.testing.assert_close(difference, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", list(PredictionType))
+@pytest.mark.parametrize("loss_type", list(LossType))
+def test_the_loss_of_a_batch_is_the_chosen_one_at_each_pictures_threshold(
+    kind, loss_type, latents, noise
+) -> None:
+    spec = ObjectiveSpec(0, loss=LossSpec(loss_type, 0.2, HuberSchedule.SNR))
+    sigmas = torch.tensor([0.1, 0.5, 0.9])
+    batch = add_noise(latents, noise, sigmas, NoiseSchedule(kind, sigmas), spec)
+    answer = torch.randn(3, 4, 2, 5)
+    losses = sample_losses(answer, batch)
+    for i, sigma in enumerate(sigmas.tolist()):
+        signal = 1 - sigma if kind is FLOW else 1 / (1 + sigma)
+        c = 0.8 * signal**2 + 0.2
+        numbers = (answer[i] - batch.target[i]).flatten().tolist()
+        soft = [2 * (math.sqrt(d * d + c * c) - c) for d in numbers]
+        by_hand = {
+            LossType.L2: [d * d for d in numbers],
+            LossType.L1: [abs(d) for d in numbers],
+            LossType.HUBER: [c * x for x in soft],
+            LossType.SMOOTH_L1: soft,
+        }[loss_type]
+        assert losses[i].item() == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-4)
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "soft_min_snr", "debiased"])
+def test_a_flow_model_refuses_snr_weightings_with_the_reason(weighting: str) -> None:
+    spec = ObjectiveSpec(weighting=Weighting(weighting))
+    message = f"weighting is {weighting}: .* flow model .*timestep_sampling.* auto or none"
+    with pytest.raises(AtelierError, match=message):
+        require_possible(spec, NoiseSchedule(FLOW, SIGMAS / 20))
+    require_possible(spec, NoiseSchedule(EPS, SIGMAS))
+    require_possible(spec, NoiseSchedule(V, SIGMAS))
+
+
+def test_a_flow_model_refuses_a_gamma_that_was_chosen(latents) -> None:
+    flow = NoiseSchedule(FLOW, SIGMAS / 20)
+    with pytest.raises(
+        AtelierError, match="min_snr_gamma is 7: .* flow model .* weighting to none"
+    ):
+        require_possible(ObjectiveSpec(7), flow)
+    for accepted in (ObjectiveSpec(), OFF, ObjectiveSpec(7, Weighting.NONE)):
+        require_possible(accepted, flow)
+
+
+def test_a_flow_model_refuses_zero_terminal_snr() -> None:
+    spec = ObjectiveSpec(zero_terminal_snr=True)
+    with pytest.raises(AtelierError, match="zero_terminal_snr is on: .* Switch it off"):
+        require_possible(spec, NoiseSchedule(FLOW, SIGMAS / 20))
+    require_possible(spec, NoiseSchedule(V, SIGMAS))
+
+
+def test_a_range_of_timesteps_without_any_is_refused() -> None:
+    spec = ObjectiveSpec(timesteps=TimestepSpec(min_timestep=1, max_timestep=2))
+    with pytest.raises(AtelierError, match="no noise level between them"):
+        require_possible(spec, NoiseSchedule(EPS, torch.logspace(-1, 1, 50)))
+    require_possible(spec, NoiseSchedule(EPS, torch.logspace(-1, 1, 1000)))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PriorSpec(prior_loss_weight=-1), "prior_loss_weight is -1"),
+        (lambda: PriorSpec(prior_preservation=math.nan), "prior_preservation is nan"),
+        (lambda: ObjectiveSpec(guidance=-0.5), "guidance is -0.5"),
+        (lambda: ObjectiveSpec(guidance=101), "guidance is 101"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(build, message: str) -> None:
+    with pytest.raises(AtelierError, match=message):
+        build()

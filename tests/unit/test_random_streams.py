@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_atelier.training.random_streams import generator
+from lora_atelier.training.random_streams import generator, global_stream
 
 
 def _numbers(seed: int, *key: object) -> Tensor:
@@ -56,3 +56,30 @@ def test_the_stream_is_seeded_by_the_hash_of_its_key() -> None:
 
 def test_the_largest_seed_of_the_widget_works() -> None:
     assert not torch.equal(_numbers(2**64 - 1, "noise"), _numbers(2**64 - 2, "noise"))
+
+
+CPU = torch.device("cpu")
+
+
+def _drawn(*key: object) -> Tensor:
+    with global_stream(CPU, 3, *key):
+        return torch.rand(8)
+
+
+def test_the_global_stream_is_lent_by_its_key_and_put_back() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = _drawn("optimizer", 7)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(5)
+    assert torch.equal(first, _drawn("optimizer", 7))
+    assert torch.equal(first, _numbers(3, "optimizer", 7))  # the numbers of the key's generator
+    assert not torch.equal(first, _drawn("optimizer", 8))
+
+
+def test_the_global_stream_comes_back_after_an_error_too() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError), global_stream(CPU, 3, "x"):
+        torch.rand(3)
+        raise RuntimeError
+    assert torch.equal(before, torch.get_rng_state())

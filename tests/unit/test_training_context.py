@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_atelier.training.network import NetworkSpec, build_network
+from lora_atelier.training.targets import TargetLayer
 from lora_atelier.training.training_context import training_context
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -48,7 +49,7 @@ def base(request: pytest.FixtureRequest) -> Base:
 
 @pytest.fixture
 def adapters(base: Base) -> nn.ModuleDict:
-    layers = {path.replace(".", "_"): base.get_submodule(path) for path in ADAPTED}
+    layers = {path.replace(".", "_"): TargetLayer(base.get_submodule(path)) for path in ADAPTED}
     network = build_network(layers, NetworkSpec(2, 2.0), 0)
     for adapter in network.values():
         nn.init.normal_(adapter.lora_up.weight, std=0.3)
@@ -79,12 +80,25 @@ def _snapshot(model: nn.Module) -> dict[str, Any]:
     return facts
 
 
+def _layer_of(weight: nn.Parameter) -> nn.Module:
+    """An ordinary layer without bias around a weight; convolutions keep the picture's size."""
+    linear = weight.ndim == 2
+    layer = nn.Linear(1, 1, bias=False) if linear else nn.Conv2d(1, 1, 1, bias=False)
+    layer.weight = weight
+    if not linear:
+        layer.padding = (weight.shape[-1] // 2,) * 2
+    return layer
+
+
 def _twin(base: Base, adapters: nn.ModuleDict) -> tuple[Base, nn.ModuleDict]:
     """The same network in ordinary PyTorch: side paths by forward hooks on an ordinary model."""
     twin, others = Base().requires_grad_(False), copy.deepcopy(adapters)
     twin.load_state_dict({k: v.clone() for k, v in base.state_dict().items()})
     for path, adapter in _by_path(others).items():
-        twin.get_submodule(path).register_forward_hook(lambda m, x, y, a=adapter: y + a(x[0]))
+        side = nn.Sequential(*map(_layer_of, (adapter.lora_down.weight, adapter.lora_up.weight)))
+        twin.get_submodule(path).register_forward_hook(
+            lambda m, x, y, side=side, scale=adapter.scale: y + side(x[0]) * scale
+        )
     return twin, others
 
 
@@ -119,7 +133,9 @@ def test_weights_that_were_moved_outside_inference_mode_train_too(batch, lend_we
     for parameter in moved.parameters():
         parameter.data = parameter.data.clone()
     before = _snapshot(moved)
-    network = build_network({"head": moved.head, "conv": moved.conv}, NetworkSpec(2, 2.0), 0)
+    network = build_network(
+        {"head": TargetLayer(moved.head), "conv": TargetLayer(moved.conv)}, NetworkSpec(2, 2.0), 0
+    )
     with training_context(moved, dict(network.items()), lend_weights, F32, F32, CPU):
         moved(*batch).sum().backward()
     assert all(adapter.lora_up.weight.grad.any() for adapter in network.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,33 +18,65 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor, nn
 
+from ..dataset.fit import Placement
 from ..errors import AtelierError, require
-from ..objective import NoiseSchedule, PredictionType
+from ..examples import Conditioning
+from ..frozen import FrozenLayer
+from ..network_spec import NetworkSpec
+from ..noise_schedule import NoiseSchedule, PredictionType, with_zero_terminal_snr
+from ..objective import ObjectiveSpec, require_possible
 from ..precision import MixedPrecision, compute_dtype
-from ..run import Conditioning, Predict
-from ..targets import attention_and_mlp_layers
+from ..run import Predict
+from ..targets import TargetLayer, block_of, choose_layers, trainable_layers
 from ..training_context import training_context
-from .lora_keys import file_names
+from .lora_keys import existing_layers, file_names
 
 
 class HostDiffusionModel:
     """A ComfyUI MODEL, trained with whatever patches, samplings and storage it already has."""
 
-    def __init__(self, patcher: ModelPatcher) -> None:
+    def __init__(self, patcher: ModelPatcher, objective: ObjectiveSpec | None = None) -> None:
+        objective = objective or ObjectiveSpec()
         self.patcher = patcher
         self.device: torch.device = patcher.load_device
         sampling = patcher.get_model_object("model_sampling")
         self.schedule = noise_schedule(sampling)
-        targets = attention_and_mlp_layers(patcher.model.diffusion_model)
+        require_possible(objective, self.schedule)
+        self.zero_terminal_snr = objective.zero_terminal_snr
+        if self.zero_terminal_snr:
+            require_table(sampling)
+            self.schedule = with_zero_terminal_snr(self.schedule)
+        self.guidance = objective.guidance
+        if self.guidance is not None:
+            require_guidance(patcher.model.diffusion_model)
+        self._names = file_names(patcher.model, trainable_layers(patcher.model.diffusion_model))
+
+    def layers(self, spec: NetworkSpec) -> dict[str, TargetLayer]:
+        """Name in the LoRA file -> layer that gets an adapter."""
+        model = self.patcher.model.diffusion_model
+        starts: dict[str, dict[str, Tensor]] = {}
+        if spec.existing is None:
+            chosen = choose_layers(
+                model, self._names, spec.target_modules, spec.target_regex, spec.conv_dim > 0
+            )
+        else:
+            starts = existing_layers(self.patcher.model, spec.existing, self._names)
+            chosen = {p: layer for p, layer in trainable_layers(model).items() if p in starts}
+        lost = [path for path in chosen if path not in self._names]
         require(
-            len(targets) > 0,
-            "model: none of its layers can be trained. Quantised formats whose layers are not "
-            "ordinary Linear layers (nvfp4, mixed fp8, GGUF) are not supported yet; load the fp16, "
-            "bf16 or plain fp8 version of this model.",
+            not lost, f"model: ComfyUI would not load adapters for {len(lost)} layers: {lost[:3]}."
         )
-        names = file_names(patcher.model, targets)
-        self._paths = {names[path]: path for path in targets}
-        self.layers: Mapping[str, nn.Module] = {names[p]: layer for p, layer in targets.items()}
+        return {
+            self._names[path]: TargetLayer(layer, path, block_of(model, path), starts.get(path))
+            for path, layer in chosen.items()
+        }
+
+    @contextmanager
+    def frozen_layers(self) -> Iterator[Mapping[str, FrozenLayer]]:
+        """The layers by their names in the file, with the weights that training will see."""
+        self._load()
+        layers = trainable_layers(self.patcher.model.diffusion_model)
+        yield {name: FrozenLayer(layers[p], lend_weights) for p, name in self._names.items()}
 
     def compute_dtype(self, choice: MixedPrecision) -> torch.dtype:
         return compute_dtype(
@@ -61,8 +94,11 @@ class HostDiffusionModel:
             self.patcher.pre_run()
             undo.enter_context(_attribute(base, "manual_cast_dtype", dtype))
             raw = _raw_prediction(base.model_sampling)
+            if self.zero_terminal_snr:  # so that the model is told the timesteps of its new levels
+                raw.set_sigmas(self.schedule.sigmas.to(self.device))
             undo.enter_context(_attribute(base, "model_sampling", raw))
-            adapters = {self._paths[name]: adapter for name, adapter in network.items()}
+            paths = {name: path for path, name in self._names.items()}
+            adapters = {paths[name]: adapter for name, adapter in network.items()}
             undo.enter_context(
                 training_context(
                     base.diffusion_model,
@@ -82,10 +118,17 @@ class HostDiffusionModel:
         mm.load_models_gpu([self.patcher])
 
     def _predict(
-        self, noisy_latents: Tensor, sigmas: Tensor, conditioning: list[Conditioning]
+        self,
+        noisy_latents: Tensor,
+        sigmas: Tensor,
+        conditioning: list[Conditioning],
+        placements: list[Placement],
     ) -> Tensor:
         """Each sample under its own conditioning; samples are batched where their shapes agree."""
-        conds = [self._model_conds(c, noisy_latents[i : i + 1]) for i, c in enumerate(conditioning)]
+        conds = [
+            self._model_conds(self._told(c, placement), noisy_latents[i : i + 1])
+            for i, (c, placement) in enumerate(zip(conditioning, placements, strict=True))
+        ]
         outputs: dict[int, Tensor] = {}
         for group in _groups_of_equal_shape(conds):
             x, sigma = noisy_latents[group], sigmas[group]
@@ -93,6 +136,12 @@ class HostDiffusionModel:
             together["transformer_options"] = self._transformer_options(group, sigma)
             outputs.update(zip(group, self._apply(x, sigma, together), strict=True))
         return torch.stack([outputs[i] for i in range(len(conds))])
+
+    def _told(self, conditioning: Conditioning, placement: Placement) -> Conditioning:
+        embedding, extras = with_sizes(conditioning, placement)
+        if self.guidance is not None:
+            extras = {**extras, "guidance": self.guidance}
+        return [embedding, extras]
 
     def _apply(self, x: Tensor, sigma: Tensor, conds: dict) -> Tensor:
         model = self.patcher.model.apply_model
@@ -130,6 +179,23 @@ class HostDiffusionModel:
         # of the moment, so that recomputation would differ (sub-quadratic).
         transformer["optimized_attention_override"] = _differentiable_attention
         return transformer
+
+
+def with_sizes(conditioning: Conditioning, placement: Placement) -> Conditioning:
+    """A conditioning that also says how its picture was scaled and cut, in the host's own words
+    (those of CLIPTextEncodeSDXL); models that do not ask for them never see them."""
+    embedding, extras = conditioning
+    (width, height), (crop_w, crop_h) = placement.original, placement.crop
+    target_width, target_height = placement.size
+    sizes = {
+        "width": width,
+        "height": height,
+        "crop_w": crop_w,
+        "crop_h": crop_h,
+        "target_width": target_width,
+        "target_height": target_height,
+    }
+    return [embedding, {**extras, **sizes}]
 
 
 @contextmanager
@@ -170,12 +236,34 @@ def noise_schedule(sampling: nn.Module) -> NoiseSchedule:
     return NoiseSchedule(prediction, sampling.sigmas.detach().float().to("cpu", copy=True))
 
 
+def require_table(sampling: nn.Module) -> None:
+    """Refuse zero_terminal_snr where timesteps are not places in a table of noise levels."""
+    require(
+        isinstance(sampling, ms.ModelSamplingDiscrete)
+        and not isinstance(sampling, ms.StableCascadeSampling),
+        "zero_terminal_snr is on: this model computes its timesteps from a formula, which cannot "
+        "be stretched. Switch it off.",
+    )
+
+
+def require_guidance(diffusion_model: nn.Module) -> None:
+    """Refuse guidance that the model would not hear of."""
+    heard = "guidance" in inspect.signature(diffusion_model.forward).parameters
+    built_in = getattr(getattr(diffusion_model, "params", None), "guidance_embed", True)
+    require(
+        heard and built_in,
+        "guidance is set: it is an input of guidance-distilled models (Flux dev), and this model "
+        "has none. Set it to -1.",
+    )
+
+
 def _raw_prediction(sampling: nn.Module) -> nn.Module:
     """The same sampling object, but one that hands out the model's answer as it is.
 
     Inverting the denoised image instead would divide by small sigmas and lose digits.
     """
     raw = copy.copy(sampling)
+    raw._buffers = dict(sampling._buffers)  # its own, in which its schedule may be exchanged
     kind = type(sampling)
     raw.__class__ = type(f"Raw{kind.__name__}", (kind,), {"calculate_denoised": _model_output})
     return raw

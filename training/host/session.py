@@ -2,28 +2,68 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from ..dataset import ImageDataset
+from ..cache import TensorCache
+from ..dataset.samples import ImageDataset, Role, shorten
 from ..errors import require
+from ..examples import EncodedDataset, captions, items
+from ..network import describe_network
 from ..run import TrainingRun, TrainingSpec, TrainingState, start
 from .diffusion_model import HostDiffusionModel
-from .encoders import encode_captions, encode_images
+from .encoders import cached_captions
+from .latents import cached_images
 from .progress import HostProgress
 
 
+def describe(model: Any, spec: TrainingSpec) -> str:
+    """Layers, parameters and rank of the network on this model, before anything is encoded.
+
+    Raises:
+        AtelierError: the network, or the objective, does not fit the model.
+    """
+    layers = HostDiffusionModel(model, spec.objective).layers(spec.network)
+    return describe_network(layers, spec.network)
+
+
 def start_run(
-    model: Any, clip: Any, vae: Any, dataset: ImageDataset, spec: TrainingSpec
+    model: Any, clip: Any, vae: Any, dataset: ImageDataset, spec: TrainingSpec, cache: Path
 ) -> TrainingState:
-    """Encode pictures and captions once, and build the network: the state at step 0."""
+    """Encode what the cache does not hold, and build the network: the state at step 0.
+
+    Args:
+        cache: folder for latents and encoded captions; may be shared and may be deleted.
+    """
     require(clip is not None, "clip: this checkpoint holds no text encoder. Load one and wire it.")
-    require(vae is not None, "vae: this checkpoint holds no VAE. Load one and wire it.")
-    diffusion_model = HostDiffusionModel(model)
+    has_vae = getattr(vae, "first_stage_model", vae) is not None  # the host may give an empty one
+    require(has_vae, "vae: this checkpoint holds no VAE. Load one and wire it.")
+    diffusion_model = HostDiffusionModel(model, spec.objective)
     diffusion_model.compute_dtype(spec.mixed_precision)  # refuses before the long work
-    captions = [sample.caption for sample in dataset.samples]
-    paths = [sample.path for sample in dataset.samples]
-    progress = HostProgress(len(set(captions)) + len(paths))
+    items(dataset)  # likewise: there must be something to train on
+    require_captions(dataset)
+    progress = HostProgress(2 * len(dataset.samples) + len(_texts(dataset, spec)))
     # Pictures first: a damaged one is more likely than a bad caption.
-    latents = encode_images(vae, model.model, paths, dataset.resolution, progress.tick)
-    conditioning = encode_captions(clip, captions, progress.tick)
-    return start(TrainingRun(spec, dataset, diffusion_model, latents, conditioning))
+    dataset, images = cached_images(vae, model.model, dataset, cache, progress.tick)
+    texts = _texts(dataset, spec)  # of what is left of it
+    text = cached_captions(clip, texts, TensorCache(cache / "text"), progress.tick)
+    return start(TrainingRun(spec, EncodedDataset(dataset, images, text), diffusion_model))
+
+
+def _texts(dataset: ImageDataset, spec: TrainingSpec) -> list[str]:
+    return list(dict.fromkeys([*captions(dataset), *spec.objective.prior.prompts]))
+
+
+def require_captions(dataset: ImageDataset) -> None:
+    """Refuse training pictures of which nothing is said: they would teach that nothing means them.
+
+    Raises:
+        AtelierError: names some of them, and the ways to caption them.
+    """
+    silent = [s.name for s in dataset.with_role(Role.TRAIN) if not all(s.captions)]
+    require(
+        not silent,
+        f"dataset: {len(silent)} of {len(dataset.samples)} pictures have no caption: "
+        f"{shorten(silent)}. Put a .txt file with the same name beside each, or fill in "
+        "class_tokens (the trigger word) on Load Image Dataset or Edit Captions.",
+    )

@@ -11,10 +11,33 @@ import pytest
 import torch
 from PIL import Image
 
+from lora_atelier.training.dataset.fit import FitOptions, Placement, Variant, place
+from lora_atelier.training.dataset.pictures import (
+    ImageFile,
+    ImagePixels,
+    check_image,
+    fitted_mask,
+    fitted_pixels,
+    image_suffixes,
+    open_picture,
+)
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.images import check_image, load_image
 
 ORIENTATION = 0x0112
+WHITE = (255, 255, 255)
+
+
+def load_image(path: Path, side: int, background: tuple = WHITE) -> torch.Tensor:
+    """The picture cut to a square, as training sees it without buckets."""
+    options = FitOptions((max(side, 64),), enable_bucket=False)
+    image = open_picture(ImageFile(str(path), (0, 0)))
+    placement = place(image.size, options, Variant(0), path.name)
+    if side < 64:  # smaller than people may choose, so that each pixel can be told
+        scale = max(side / image.width, side / image.height)
+        resized = tuple(int(n * scale + 0.5) for n in image.size)
+        crop = tuple((n - side) // 2 for n in resized)
+        placement = Placement(image.size, resized, crop, (side, side))
+    return fitted_pixels(image, placement, background)
 
 
 def _pattern(width: int, height: int) -> np.ndarray:
@@ -97,6 +120,21 @@ def test_a_turned_photo_is_set_upright(
     stored = np.ascontiguousarray(stored_as(upright))
     path = _saved(tmp_path / "a.png", stored, exif=exif)
     assert np.array_equal(_bytes(load_image(path, 8)), upright)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize(
+    ("orientation", "size"), [(1, (8, 4)), (3, (8, 4)), (6, (4, 8)), (8, (4, 8))]
+)
+def test_the_size_of_a_turned_photo_is_that_of_the_upright_one(
+    tmp_path: Path, extension: str, orientation: int, size: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / f"a.{extension}"
+    Image.new("RGB", (8, 4)).save(path, exif=exif)
+    assert check_image(path) == size
+    assert open_picture(ImageFile(str(path), size)).size == size
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
@@ -193,6 +231,76 @@ def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, read: Callable)
     assert path.stat().st_size < 100_000
     with pytest.raises(AtelierError, match=re.escape(f'"{path}" is too large')):
         read(path)
+
+
+def test_transparency_may_be_laid_on_any_colour(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[0, 0] = (200, 0, 0, 102)
+    picture = _bytes(load_image(_saved(tmp_path / "a.png", pixels), 8, (10, 20, 30)))
+    assert picture[1, 1].tolist() == [10, 20, 30]
+    assert picture[0, 0].tolist() == [86, 12, 18]  # 0.4 · 200 + 0.6 · 10, 0.6 · 20, 0.6 · 30
+
+
+def test_float_pictures_keep_their_shades(tmp_path: Path) -> None:
+    values = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (8, 1))
+    picture = _bytes(load_image(_saved(tmp_path / "a.tif", values), 8))
+    assert picture[0, :, 0].tolist() == [round(i / 7 * 255) for i in range(8)]
+    bright = _bytes(load_image(_saved(tmp_path / "b.tif", values * 4), 8))
+    assert np.array_equal(bright, picture)
+
+
+def test_grey_with_alpha_is_laid_on_the_ground(tmp_path: Path) -> None:
+    Image.new("LA", (8, 8), (90, 0)).save(tmp_path / "a.png")
+    assert _bytes(load_image(tmp_path / "a.png", 8))[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("extension", ["tga", "ppm", "jp2", "avif", "ico", "dds", "pcx"])
+def test_rarer_formats_are_read_too(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a.{extension}"
+    try:
+        Image.new("RGB", (32, 32), (200, 30, 60)).save(path)
+    except (KeyError, ValueError, OSError):
+        pytest.skip(f"this Pillow writes no {extension}")
+    assert f".{extension}" in image_suffixes()
+    assert check_image(path) == (32, 32)
+    colour = load_image(path, 8)[4, 4].mul(255).tolist()
+    assert colour == pytest.approx([200, 30, 60], abs=8)
+
+
+def test_documents_are_no_pictures() -> None:
+    assert not image_suffixes() & {".pdf", ".eps", ".txt", ".mpg", ".h5"}
+
+
+def test_pixels_of_the_graph_are_told_apart_by_their_content() -> None:
+    one, same, other = (np.zeros((4, 6, 3), np.uint8) for _ in range(3))
+    other[0, 0, 0] = 1
+    assert ImagePixels(one).digest == ImagePixels(same).digest != ImagePixels(other).digest
+    assert ImagePixels(one).size == (6, 4)
+    assert ImagePixels(one.reshape(6, 4, 3)).digest != ImagePixels(one).digest
+
+
+def test_a_mask_is_the_alpha_or_the_brightness(tmp_path: Path) -> None:
+    placement = Placement((4, 2), (4, 2), (1, 0), (2, 2), flip=True)
+    grey = np.arange(8, dtype=np.uint8).reshape(2, 4) * 30
+    expected = grey[:, ::-1][:, 1:3]
+    mask = fitted_mask(open_picture(ImagePixels(grey)), placement)
+    assert np.array_equal((mask.numpy() * 255).round().astype(np.uint8), expected)
+    rgba = np.dstack([np.full((2, 4, 3), 9, np.uint8), grey])
+    mask = fitted_mask(open_picture(ImagePixels(rgba)), placement)
+    assert np.array_equal((mask.numpy() * 255).round().astype(np.uint8), expected)
+
+
+def test_a_strip_that_would_fill_the_memory_when_scaled_is_scaled_where_it_is_kept() -> None:
+    """1 × 10,000 px cover their bucket at 256 × 2,560,000; the middle shows what lay there."""
+    pixels = np.zeros((10_000, 1, 3), np.uint8)
+    pixels[:, 0, 0] = np.arange(10_000) // 40
+    picture = ImagePixels(pixels)
+    for flip in (False, True):
+        placement = place(picture.size, FitOptions((512,)), Variant(0, flip=flip), "strip")
+        assert placement.resized == (256, 2_560_000)
+        part = _bytes(fitted_pixels(open_picture(picture), placement, WHITE))
+        assert part.shape == (1024, 256, 3)
+        assert set(np.unique(part[:, :, 0])) <= {124, 125}  # rows 4,998 to 5,002
 
 
 def test_a_file_that_is_gone_is_refused_by_name(tmp_path: Path) -> None:

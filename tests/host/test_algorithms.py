@@ -1,0 +1,275 @@
+"""Every algorithm on every choice of layers gives in ComfyUI what training saw; and continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.lora
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from torch import Tensor, nn
+
+from in_memory import PLACEMENT
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.existing_lora import ExistingLora
+from lora_atelier.training.host.diffusion_model import HostDiffusionModel
+from lora_atelier.training.host.session import describe
+from lora_atelier.training.lora_file import SavePrecision, save_lora
+from lora_atelier.training.network import Algorithm, NetworkSpec, build_network
+from lora_atelier.training.run import start
+from lora_atelier.training.targets import TargetModules
+from tiny_training import (
+    CAPTIONS,
+    Parts,
+    encode,
+    load_parts,
+    make_run,
+    normal,
+    predicting,
+    quick_spec,
+    worked_network,
+)
+
+REFUSALS = ("lora key not loaded", "NOT LOADED", "ERROR", "SHAPE MISMATCH")
+SPECS = {
+    "lora": NetworkSpec(4, 7.0),
+    "rsLoRA": NetworkSpec(4, 2.0, rs_lora=True),
+    "locon": NetworkSpec(4, 7.0, conv_dim=3, conv_alpha=2.0),
+    "dora": NetworkSpec(4, 7.0, Algorithm.DORA),
+    "dora with convolutions": NetworkSpec(4, 7.0, Algorithm.DORA, conv_dim=3),
+    "loha": NetworkSpec(4, 2.0, Algorithm.LOHA),
+    "loha with convolutions": NetworkSpec(4, 2.0, Algorithm.LOHA, conv_dim=2),
+    "lokr": NetworkSpec(4, 7.0, Algorithm.LOKR),
+    "lokr, full, with convolutions": NetworkSpec(
+        512, 7.0, Algorithm.LOKR, conv_dim=512, lokr_factor=8
+    ),
+    "full": NetworkSpec(algorithm=Algorithm.FULL, target_modules=TargetModules.ATTENTION),
+    "oft": NetworkSpec(16, algorithm=Algorithm.OFT),
+    "boft": NetworkSpec(16, algorithm=Algorithm.BOFT, target_modules=TargetModules.ATTENTION),
+    "attention": NetworkSpec(4, target_modules=TargetModules.ATTENTION),
+    "all_linear": NetworkSpec(4, target_modules=TargetModules.ALL_LINEAR),
+    "all_linear_conv": NetworkSpec(4, target_modules=TargetModules.ALL_LINEAR_CONV),
+    "oft everywhere": NetworkSpec(
+        4, algorithm=Algorithm.OFT, target_modules=TargetModules.ALL_LINEAR_CONV
+    ),
+    "regex": NetworkSpec(
+        4, target_modules=TargetModules.REGEX, target_regex=r"attn2\.to_k|up_blocks_3"
+    ),
+    "block_dims": NetworkSpec(4, block_dims=(8, 0, 2, 4)),
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint: Path) -> Parts:
+    return load_parts(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def encoded(parts: Parts) -> dict[str, Any]:
+    return encode(parts.clip, CAPTIONS)
+
+
+def load_stock(model: Any, tensors: dict[str, Tensor]) -> Any:
+    """The MODEL after the host's LoraLoader."""
+    with torch.inference_mode():
+        return comfy.sd.load_lora_for_models(model, None, dict(tensors), 1.0, 1.0)[0]
+
+
+def prediction(model: Any, encoded: dict[str, Any], network: Any = None) -> Tensor:
+    with predicting(HostDiffusionModel(model), network) as predict:
+        x, sigmas = normal(60, 4, 4, 8, 8) * 2, torch.tensor([0.3, 1.0, 2.0, 6.0])
+        return predict(x, sigmas, list(encoded.values()), [PLACEMENT] * 4).detach()
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def refused(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [m for m in caplog.messages if any(words in m for words in REFUSALS)]
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_the_stock_loader_gives_the_model_that_was_trained(
+    spec: NetworkSpec,
+    parts: Parts,
+    encoded: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network = worked_network(HostDiffusionModel(parts.model), spec)
+    save_lora(tmp_path / "a.safetensors", network.state_dict(), SavePrecision.FLOAT)
+    file = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
+    patched = load_stock(parts.model, file)
+    assert len(patched.patches) == len(network)
+    trained = prediction(parts.model, encoded, network)
+    assert relative(prediction(patched, encoded), trained) < 1e-4
+    assert relative(trained, prediction(parts.model, encoded)) > 0.003  # it does something
+    assert refused(caplog) == []
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_every_layer_equals_the_weight_that_comfyui_makes_of_the_file(
+    spec: NetworkSpec, parts: Parts
+) -> None:
+    model = HostDiffusionModel(parts.model)
+    network = worked_network(model, spec)
+    keys = comfy.lora.model_lora_keys_unet(parts.model.model, {})
+    patches = comfy.lora.load_lora(network.state_dict(), keys)
+    weights = parts.model.model.state_dict()
+    with predicting(model, network):
+        for i, (name, target) in enumerate(model.layers(spec).items()):
+            if name not in network:
+                continue
+            key = f"diffusion_model.{target.path}.weight"
+            patch = (1.0, patches[key], 1.0, None, None)
+            merged = comfy.lora.calculate_weight([patch], weights[key].clone(), key)
+            layer = target.layer
+            shape = (merged.shape[1],) if merged.ndim == 2 else (merged.shape[1], 6, 6)
+            x = normal(80 + i, 2, *shape)
+            theirs = (
+                nn.functional.linear(x, merged)
+                if merged.ndim == 2
+                else nn.functional.conv2d(x, merged, None, layer.stride, layer.padding)
+            )
+            bias = (
+                0 if layer.bias is None else layer.bias.clone().view(-1, *[1] * (merged.ndim - 2))
+            )
+            ours = layer(x).detach()
+            assert relative(ours, theirs + bias) <= 1e-5, name
+
+
+def test_locon_adds_the_convolutions_of_the_blocks_under_their_names(parts: Parts) -> None:
+    model = HostDiffusionModel(parts.model)
+    plain, locon = (set(model.layers(NetworkSpec(conv_dim=n))) for n in (0, 4))
+    assert len(plain) == 48
+    assert locon - plain == {
+        *("lora_unet_down_blocks_0_resnets_0_conv1", "lora_unet_down_blocks_0_resnets_0_conv2"),
+        *("lora_unet_mid_block_resnets_0_conv1", "lora_unet_mid_block_resnets_0_conv2"),
+        *("lora_unet_mid_block_resnets_1_conv1", "lora_unet_mid_block_resnets_1_conv2"),
+        *("lora_unet_up_blocks_0_resnets_0_conv1", "lora_unet_up_blocks_0_resnets_0_conv2"),
+        *("lora_unet_up_blocks_0_resnets_1_conv1", "lora_unet_up_blocks_0_resnets_1_conv2"),
+    }
+
+
+def test_the_node_says_how_much_is_trained(parts: Parts) -> None:
+    text = describe(parts.model, quick_spec(network=NetworkSpec(4, 2.0)))
+    network = build_network(
+        HostDiffusionModel(parts.model).layers(NetworkSpec(4)), NetworkSpec(4), 0
+    )
+    count = sum(p.numel() for p in network.parameters())
+    assert text == f"LoRA: 48 layers, {count / 1000:.1f} k parameters, rank 4"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (NetworkSpec(block_dims=(4, 4, 4)), "3 numbers, .* 4 blocks: input_blocks.1, middle_block"),
+        (
+            NetworkSpec(target_modules=TargetModules.REGEX, target_regex="attn7"),
+            '"attn7", which matches no layer',
+        ),
+        (NetworkSpec(existing=ExistingLora({}, "empty")), '"empty" holds nothing'),
+        (
+            NetworkSpec(existing=ExistingLora({"lora_unet_x.diff": torch.zeros(2)}, "other")),
+            '"other": 1 of its 1 layers cannot be continued on this model: lora_unet_x',
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(
+    spec: NetworkSpec, words: str, parts: Parts
+) -> None:
+    with pytest.raises(AtelierError, match=words):
+        describe(parts.model, quick_spec(network=spec))
+
+
+def test_dora_begins_as_the_model_with_the_loras_already_on_it(
+    parts: Parts, encoded: dict[str, Any]
+) -> None:
+    """Its lengths are those of the patched weights, not of the file on disk."""
+    first = worked_network(HostDiffusionModel(parts.model), NetworkSpec(4, 40.0)).state_dict()
+    patched = load_stock(parts.model, first)
+    spec = quick_spec(network=NetworkSpec(4, 4.0, Algorithm.DORA))
+    run = make_run(patched, encoded, spec)
+    network = run.new_network()
+    network.load_state_dict(start(run).network)
+    expected = prediction(patched, encoded)
+    assert relative(prediction(patched, encoded, network), expected) < 1e-4
+    assert relative(expected, prediction(parts.model, encoded)) > 0.01
+
+
+def with_names(parts: Parts, tensors: dict[str, Tensor], spelling: str) -> dict[str, Tensor]:
+    """A file of ours under the names of other programs."""
+    keys = comfy.lora.model_lora_keys_unet(parts.model.model, {})
+    diffusers = {
+        key: name for name, key in keys.items() if name.startswith("unet.") and isinstance(key, str)
+    }
+    renamed = {}
+    for key, value in tensors.items():
+        layer, _, own = key.partition(".")
+        path = keys[layer].removesuffix(".weight")
+        processor = diffusers[keys[layer]]
+        plain = processor.replace(".processor.to_", ".to_").removeprefix("unet.")
+        plain += ".0" if plain.endswith("to_out") else ""
+        peft = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}.get(
+            own, own
+        )
+        side = {"lora_down.weight": "down.weight", "lora_up.weight": "up.weight"}.get(own, own)
+        renamed |= {
+            "ldm": {
+                f"lora_unet_{path.removeprefix('diffusion_model.').replace('.', '_')}.{own}": value
+            },
+            "comfyui": {f"{path}.{own}": value},
+            "comfyui, peft": {f"{path}.{peft}": value},
+            "diffusers": {
+                f"{processor}_lora.{side}" if side != own else f"{processor}.{own}": value
+            },
+            "diffusers, peft": {f"unet.{plain}.{peft}": value},
+            "peft": {f"base_model.model.{plain}.{peft}": value},
+        }[spelling]
+    return renamed
+
+
+SPELLINGS = ("ldm", "comfyui", "comfyui, peft", "diffusers", "diffusers, peft", "peft")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_lora_under_any_programs_names_is_continued(spelling: str, parts: Parts) -> None:
+    tensors = worked_network(HostDiffusionModel(parts.model), NetworkSpec(3, 2.0)).state_dict()
+    file = with_names(parts, tensors, spelling)
+    assert len(file) == len(tensors) and file.keys() != tensors.keys()
+    spec = NetworkSpec(existing=ExistingLora(file, "old"))
+    again = build_network(HostDiffusionModel(parts.model).layers(spec), spec, 0).state_dict()
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("name", ["lora", "locon", "dora", "loha", "lokr", "oft", "block_dims"])
+def test_step_0_of_a_continued_lora_is_the_stock_loader_with_that_file(
+    name: str, parts: Parts, encoded: dict[str, Any]
+) -> None:
+    old = SPECS[name]
+    tensors = worked_network(HostDiffusionModel(parts.model), old).state_dict()
+    tensors = {key: value.half() for key, value in tensors.items()}
+    tensors["lora_te_text_model_encoder_layers_0_mlp_fc1.alpha"] = torch.tensor(1.0)
+    spec = NetworkSpec(algorithm=old.algorithm, existing=ExistingLora(tensors, "old"))
+    run = make_run(parts.model, encoded, quick_spec(network=spec))
+    network = run.new_network()
+    network.load_state_dict(start(run).network)
+    expected = prediction(load_stock(parts.model, tensors), encoded)
+    assert relative(prediction(parts.model, encoded, network), expected) < 1e-4
+    assert relative(expected, prediction(parts.model, encoded)) > 0.003
+    text = describe(parts.model, run.spec)
+    assert text.endswith('continued from "old" (1 keys of text encoders are not continued)')
+
+
+def test_part_of_a_file_that_fits_no_layer_is_refused_by_name(parts: Parts) -> None:
+    tensors = worked_network(HostDiffusionModel(parts.model), NetworkSpec(3)).state_dict()
+    stray = {f"lora_unet_stray.{end}": torch.ones(3, 3) for end in ("lora_down.weight",)}
+    spec = NetworkSpec(existing=ExistingLora({**tensors, **stray}, "old"))
+    with pytest.raises(AtelierError, match="1 of its 49 layers .*: lora_unet_stray"):
+        HostDiffusionModel(parts.model).layers(spec)

@@ -1,0 +1,119 @@
+"""What a picture's content is, without reading the same file twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+import zlib
+from pathlib import Path
+
+from ..errors import AtelierError
+from ..files import write_whole
+from .pictures import ImagePixels, Picture
+
+RACY_SECONDS = 2.0
+"""A file as young as this may still be changed without changing its time: some file systems count
+in steps of two seconds."""
+
+MOST_FILES = 500_000
+"""How many are remembered; those added first are forgotten first."""
+
+Stamp = tuple[int, int, int]
+"""Size in bytes, time of the last change of the content and of anything (both ns). The second is
+what tells an edit after which a program has put the first one back."""
+
+log = logging.getLogger("lora_atelier")
+
+
+class ContentDigests:
+    """SHA-256 of files by path, remembered while size and times stay the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "digests.memo"
+        self._known = _read(self.file)
+        self._added: dict[str, tuple[Stamp, str]] = {}
+        self._forgotten: set[str] = set()
+
+    def of(self, picture: Picture) -> str:
+        """Digest of a picture's file, or of the pixels of one that the graph made.
+
+        Raises:
+            AtelierError: the file is gone or cannot be read.
+        """
+        if isinstance(picture, ImagePixels):
+            return picture.digest
+        path = picture.path
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        known = self._known.get(path)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        began = time.time()
+        digest = content_digest(picture)
+        if began - stat.st_mtime > RACY_SECONDS:
+            self._known[path] = self._added[path] = (stamp, digest)
+        return digest
+
+    def forget(self, picture: Picture) -> None:
+        """Read the file anew the next time."""
+        if not isinstance(picture, ImagePixels):
+            self._forgotten.add(picture.path)
+            self._known.pop(picture.path, None)
+            self._added.pop(picture.path, None)
+
+    def save(self) -> None:
+        """Remember for the next run; what another run added in the meantime stays.
+
+        A memo that cannot be written only costs time: the next run reads the files again.
+        """
+        if not self._added and not self._forgotten:
+            return
+        others = {p: e for p, e in _read(self.file).items() if p not in self._forgotten}
+        merged = list({**others, **self._added}.items())[-MOST_FILES:]
+        content = json.dumps(dict(merged)).encode()
+        try:
+            write_whole(self.file, b"%08x\n%s" % (zlib.crc32(content), content))
+        except AtelierError as error:
+            log.warning("%s", error)
+        self._added, self._forgotten = {}, set()
+
+
+def content_digest(picture: Picture) -> str:
+    """SHA-256 of what a picture is made of at this moment.
+
+    Raises:
+        AtelierError: the file is gone or cannot be read.
+    """
+    if isinstance(picture, ImagePixels):
+        return picture.digest
+    digest = hashlib.sha256()
+    try:
+        with open(picture.path, "rb", buffering=0) as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise _unreadable(picture.path, error) from error
+    return digest.hexdigest()
+
+
+def _unreadable(path: str, error: OSError) -> AtelierError:
+    return AtelierError(f'"{path}" cannot be read: {error.strerror or error}.')
+
+
+def _read(file: Path) -> dict[str, tuple[Stamp, str]]:
+    """Nothing, when there is no such file or it is not as it was written: it is made again."""
+    try:
+        checksum, _, content = file.read_bytes().partition(b"\n")
+        if int(checksum, 16) != zlib.crc32(content):
+            return {}
+        return {
+            path: (tuple(stamp), digest) for path, (stamp, digest) in json.loads(content).items()
+        }
+    except (OSError, ValueError):
+        return {}

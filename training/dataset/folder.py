@@ -1,0 +1,344 @@
+"""A folder of pictures, with captions and masks beside them, as a dataset."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+
+from ..errors import AtelierError, require
+from .fit import FitOptions, fits
+from .folder_index import FolderIndex
+from .listing import Entry, fingerprint, list_folder
+from .pictures import ImageFile, check_image, image_suffixes
+from .samples import (
+    ImageDataset,
+    Mask,
+    Problem,
+    Role,
+    Sample,
+    require_sample_numbers,
+    shorten,
+    split_validation,
+)
+from .sidecars import (
+    CAPTION_SUFFIXES,
+    METADATA,
+    NOTHING,
+    Facts,
+    caption_lines,
+    decode_text,
+    read_metadata,
+)
+from .tags import join_caption
+
+MASK_SUFFIX = ".mask"
+"""``fox.mask.png`` is the mask of ``fox.png`` and no picture of its own."""
+
+MOST_REPEATS = 1000
+"""A larger number before the underscore is a year (``2023_summer``), not a count of repeats."""
+
+Tick = Callable[[], None]
+
+
+class MaskSource(str, Enum):
+    """Where the loss masks come from."""
+
+    NONE = "none"
+    ALPHA = "alpha"
+    FILES = "files"
+
+
+class CaptionSource(str, Enum):
+    """What a picture is called that has no caption file."""
+
+    FILES = "files"
+    FILES_OR_NAME = "files_or_name"
+
+
+class CaptionLines(str, Enum):
+    """What several lines in a caption file mean."""
+
+    ALTERNATIVES = "alternatives"
+    FIRST = "first"
+
+
+class UnusableFiles(str, Enum):
+    """What a broken file does."""
+
+    SKIP = "skip"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a folder is read."""
+
+    num_repeats: int = 1
+    """Times the number of a kohya folder (``10_fox``)."""
+    class_tokens: str = ""
+    """Trigger word put before every caption."""
+    source: str = ""
+    license: str = ""
+    role: Role = Role.TRAIN
+    validation_fraction: float = 0.0
+    """Share of the training pictures that is set aside."""
+    captions: CaptionSource = CaptionSource.FILES
+    caption_lines: CaptionLines = CaptionLines.ALTERNATIVES
+    mask: MaskSource = MaskSource.NONE
+    mask_folder: Path | None = None
+    """Masks of the same names as the pictures; None = ``<name>.mask.png`` beside each."""
+    unusable_files: UnusableFiles = UnusableFiles.SKIP
+    loss_weight: float = 1.0
+    fit: FitOptions = field(default_factory=FitOptions)
+
+    def __post_init__(self) -> None:
+        require_sample_numbers(self.num_repeats, self.loss_weight)
+
+
+def load_folder(
+    folder: Path,
+    options: FolderOptions | None = None,
+    *,
+    within: Sequence[Path] = (),
+    index: Path | None = None,
+    tick: Tick = lambda: None,
+) -> ImageDataset:
+    """Read the names, sizes and captions of all pictures below a folder; no pixels.
+
+    ``fox.png`` takes its caption from ``fox.txt`` or ``fox.caption``, else from ``text`` in a
+    ``metadata.jsonl``, else from the name of the kohya folder it lies in (``10_red fox``), else,
+    if so chosen, from its own name.
+
+    Args:
+        within: folders outside of which nothing is read; the folder itself when empty.
+        index: folder in which what was read is remembered; None = nowhere.
+        tick: called after each picture; may raise to end the work.
+
+    Raises:
+        AtelierError: no such folder, no picture, or a broken file when these are to stop it.
+    """
+    options = options or FolderOptions()
+    require(folder.is_dir(), f'folder: there is no folder "{folder}".')
+    with _collector_paused():
+        reader = _Reader(folder, options, within, index)
+        samples = list(reader.samples(tick))
+        reader.index.save()
+    problems = sorted(reader.problems, key=lambda problem: natural_key(problem.name))
+    if problems and options.unusable_files is UnusableFiles.STOP:
+        raise AtelierError(
+            f"{len(problems)} files of the folder cannot be used: "
+            f"{shorten([problem.reason for problem in problems], 3)} Mend or remove them, or set "
+            "unusable_files to skip."
+        )
+    require(
+        bool(samples or problems),
+        f'folder: "{folder}" holds no pictures ({", ".join(sorted(image_suffixes()))}).',
+    )
+    return ImageDataset(
+        split_validation(samples, options.validation_fraction), folder.name, tuple(problems)
+    )
+
+
+def folder_fingerprint(
+    folder: Path, mask_folder: Path | None = None, within: Sequence[Path] = ()
+) -> str:
+    """Changes when a picture, caption, mask or metadata file is added, edited or removed."""
+    return fingerprint(
+        folder, image_suffixes() | {*CAPTION_SUFFIXES, ".jsonl"}, mask_folder, within
+    )
+
+
+class _Reader:
+    """One pass over a folder."""
+
+    def __init__(
+        self, folder: Path, options: FolderOptions, within: Sequence[Path], index: Path | None
+    ) -> None:
+        self.options = options
+        self.index = FolderIndex(folder, index)
+        found = list_folder(folder, within)
+        self.problems: list[Problem] = list(found.problems)
+        self.images: dict[str, Entry] = {}
+        self.texts: dict[str, Entry] = {}
+        self.facts: dict[str, Facts] = {}
+        metadata = []
+        for entry in found.entries:
+            if entry.suffix in image_suffixes():
+                self.images[entry.name] = entry
+            elif entry.suffix in CAPTION_SUFFIXES:
+                self.texts[entry.stem + entry.suffix] = entry
+            elif entry.name.rpartition("/")[2].lower() == METADATA:
+                metadata.append(entry)
+        for entry in metadata:
+            self._read_metadata(entry)
+        self.masks = self._masks(folder, within)
+
+    def pictures(self) -> list[Entry]:
+        """In natural order, without the masks."""
+        masks = {facts.mask for facts in self.facts.values()}
+        inner = _inner_folder(self.mask_prefix)
+        pictures = [
+            entry
+            for entry in self.images.values()
+            if not entry.stem.lower().endswith(MASK_SUFFIX)
+            and entry.name not in masks
+            and not (inner and entry.name.startswith(inner))
+        ]
+        return sorted(pictures, key=lambda entry: (natural_key(entry.name), entry.name))
+
+    def samples(self, tick: Tick) -> Iterator[Sample]:
+        """All pictures that are whole; what is wrong with the others is noted."""
+        for entry in self.pictures():
+            sample = self.sample(entry)
+            if sample is not None:
+                yield sample
+            tick()
+
+    def sample(self, entry: Entry) -> Sample | None:
+        """None when something about the picture is broken, which is noted."""
+        options, facts = self.options, self.facts.get(entry.name, NOTHING)
+        try:
+            size = self._size(entry)
+            captions = self._captions(entry, facts)
+            mask = self._mask(entry, facts)
+        except AtelierError as error:
+            self.problems.append(Problem(entry.name, str(error)))
+            return None
+        if not fits(size, options.fit):
+            reason = f'"{entry.name}" ({size[0]}×{size[1]} px) is too narrow for its buckets.'
+            self.problems.append(Problem(entry.name, reason))
+            return None
+        repeats, _ = kohya_folder(entry.name)
+        return Sample(
+            image=ImageFile(entry.path, size),
+            name=entry.name,
+            captions=captions,
+            num_repeats=options.num_repeats * repeats * (facts.num_repeats or 1),
+            role=facts.role if facts.role and options.role is Role.TRAIN else options.role,
+            loss_weight=options.loss_weight
+            * (1 if facts.loss_weight is None else facts.loss_weight),
+            mask=mask,
+            source=options.source if facts.source is None else facts.source,
+            license=options.license if facts.license is None else facts.license,
+            fit=options.fit,
+            may_be_skipped=options.unusable_files is UnusableFiles.SKIP,
+        )
+
+    def _size(self, entry: Entry) -> tuple[int, int]:
+        width, height = self.index.remembered(entry, _read_size)
+        return (width, height)
+
+    def _captions(self, entry: Entry, facts: Facts) -> tuple[str, ...]:
+        lines: tuple[str, ...] = ()
+        for suffix in CAPTION_SUFFIXES:
+            beside = self.texts.get(entry.stem + suffix)
+            if beside is not None:
+                lines = caption_lines(self.index.remembered(beside, _read_text))
+                break
+        else:
+            lines = facts.captions or ()
+        if self.options.caption_lines is CaptionLines.FIRST:
+            lines = lines[:1]
+        if not lines:
+            lines = (self._caption_without_file(entry),)
+        trigger = self.options.class_tokens
+        return tuple(join_caption(trigger, line) for line in lines) if trigger else lines
+
+    def _caption_without_file(self, entry: Entry) -> str:
+        _, class_tokens = kohya_folder(entry.name)
+        if class_tokens or self.options.captions is CaptionSource.FILES:
+            return class_tokens
+        return entry.stem.rpartition("/")[2].replace("_", " ").strip()
+
+    def _mask(self, entry: Entry, facts: Facts) -> ImageFile | Mask | None:
+        if self.options.mask is MaskSource.ALPHA:
+            return Mask.ALPHA
+        if self.options.mask is MaskSource.NONE:
+            return None
+        if facts.mask is Mask.ALPHA:
+            return Mask.ALPHA
+        found = self.images.get(facts.mask) if facts.mask else None
+        found = found or self.masks.get(entry.stem)
+        return None if found is None else ImageFile(found.path, self._size(found))
+
+    def _masks(self, folder: Path, within: Sequence[Path]) -> dict[str, Entry]:
+        """Name of a picture without its extension -> its mask."""
+        self.mask_prefix = None
+        place = self.options.mask_folder
+        if self.options.mask is not MaskSource.FILES:
+            return {}
+        if place is None:
+            beside = (e for e in self.images.values() if e.stem.lower().endswith(MASK_SUFFIX))
+            return {entry.stem[: -len(MASK_SUFFIX)]: entry for entry in beside}
+        require(place.is_dir(), f'mask_folder: there is no folder "{place}".')
+        if place != folder and place.is_relative_to(folder):
+            self.mask_prefix = place.relative_to(folder).as_posix()
+        found = list_folder(place, within)
+        self.problems += found.problems
+        images = (e for e in found.entries if e.suffix in image_suffixes())
+        return {entry.stem: entry for entry in images}
+
+    def _read_metadata(self, entry: Entry) -> None:
+        try:
+            text = self.index.remembered(entry, _read_text)
+            self.facts |= read_metadata(text, entry)
+        except AtelierError as error:
+            self.problems.append(Problem(entry.name, str(error)))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Of 100,000 pictures, all objects stay: looking for garbage among them again and again would
+    take a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _inner_folder(prefix: str | None) -> str:
+    return "" if prefix is None else f"{prefix}/"
+
+
+def _read_size(entry: Entry) -> tuple[int, int]:
+    return check_image(Path(entry.path), entry.name)
+
+
+def _read_text(entry: Entry) -> str:
+    try:
+        with open(entry.path, "rb") as file:
+            return decode_text(file.read(), entry.name)
+    except OSError as error:
+        raise AtelierError(f'"{entry.name}" cannot be read: {error.strerror}.') from error
+
+
+def kohya_folder(name: str) -> tuple[int, str]:
+    """(repeats, class tokens) that the nearest folder called ``N_name`` gives a file; else (1, "").
+
+    Source: kohya-ss/sd-scripts, library/config_util.py, which leaves out folders without a number.
+    """
+    return _kohya_folder(name.rpartition("/")[0])
+
+
+@lru_cache(maxsize=4096)
+def _kohya_folder(path: str) -> tuple[int, str]:
+    for part in reversed(path.split("/")):
+        number, underscore, rest = part.partition("_")
+        if underscore and number.isdecimal() and 1 <= int(number) <= MOST_REPEATS:
+            return int(number), rest.strip()
+    return 1, ""
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorts ``img2`` before ``img10``."""
+    parts = re.split(r"(\d+)", name.casefold())
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]

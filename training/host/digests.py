@@ -1,0 +1,186 @@
+"""What a text encoder or VAE is, told from its numbers.
+
+Every number of a model of the usual size counts, through a sum over its bits; of the largest text
+encoders (over 4 GB) a sample of each weight stands for it, since reading them whole would take
+longer than encoding a few captions. Patches (a LoRA on the CLIP) count as well, and the weights as
+they were without them: a loaded model carries its patches in its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import torch
+from comfy.sdxl_clip import SDXLClipModel
+from torch import Tensor, nn
+
+from .tokens import tokenize
+
+SAMPLES = 256
+"""Evenly spaced values of each weight, which say where in it the numbers lie."""
+
+SUMMED_BYTES = 4 << 30
+"""Models larger than this are told by the samples alone."""
+
+PROBE = "A photo, (of) 3 cats."
+"""A text whose tokens show how a tokenizer cuts, pads and frames."""
+
+BITS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
+
+def vae_digest(vae: Any) -> str:
+    """Changes when the latents of a picture may change."""
+    patcher = getattr(vae, "patcher", None)
+    if patcher is None or _opaque(patcher):  # what it makes is never found again
+        return secrets.token_hex(32)
+    facts = (
+        _kind(vae),
+        _kind(vae.first_stage_model),
+        str(vae.vae_dtype),
+        vae.latent_channels,
+        vae.latent_dim,
+        getattr(vae, "crop_input", True),
+        getattr(vae, "not_video", False),
+        getattr(vae, "downscale_index_formula", None),
+    )
+    return _digest(_parts(facts), _weights(patcher))
+
+
+def clip_digest(clip: Any) -> str | None:
+    """Changes when the conditioning of a caption may change.
+
+    None when that cannot be told: another node has hung hooks or code of its own on the encoder.
+    """
+    patcher = clip.patcher
+    if patcher.forced_hooks is not None or _opaque(patcher):
+        return None
+    model = clip.cond_stage_model
+    facts = (
+        _kind(model),
+        _kind(clip.tokenizer),
+        clip.layer_idx,
+        sorted(clip.tokenizer_options.items()),
+        tokenize(clip, PROBE),
+        clip.tokenizer.state_dict(),  # vocabularies that came with the file
+        [
+            (name, module.options_default)
+            for name, module in model.named_modules()
+            if hasattr(module, "options_default")
+        ],
+    )
+    return _digest(_parts(facts), _weights(patcher, _without_effect(model)))
+
+
+def tokens_digest(tokens: Any) -> str:
+    """Of what a tokenizer gives, the vectors of embedding files included."""
+    return _digest(_parts(tokens))
+
+
+def _without_effect(model: nn.Module) -> set[str]:
+    """Weights that no conditioning depends on.
+
+    CLIP-L's projection of the pooled output is in no file of SD1.5 or SDXL, so the host leaves it
+    as the memory was; and it hands the pooled output on as it was before the projection (SD1.5,
+    SD3, Flux), or drops it (SDXL).
+    """
+    dropped = {"clip_l"} if isinstance(model, SDXLClipModel) else set()
+    return {
+        f"{name}.transformer.text_projection.weight"
+        for name, module in model.named_modules()
+        if hasattr(module, "options_default")
+        and (name in dropped or not module.options_default[2])  # return_projected_pooled
+    }
+
+
+def _opaque(patcher: Any) -> bool:
+    """Whether other nodes hung things on a model whose effect cannot be read."""
+    names = ("object_patches", "weight_wrapper_patches", "injections", "wrappers")
+    return any(_holds_anything(getattr(patcher, name, None)) for name in names)
+
+
+def _holds_anything(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_anything(item) for item in value.values())
+    return bool(value)
+
+
+def _weights(patcher: Any, left_out: Collection[str] = ()) -> Iterator[bytes]:
+    """Names, shapes, types and numbers of the unpatched weights, then of the patches."""
+    weights = patcher.model_state_dict()
+    size = sum(weight.numel() * weight.element_size() for weight in weights.values())
+    for name, weight in sorted(weights.items()):
+        if name in left_out:
+            continue
+        if name in patcher.backup:
+            weight = patcher.backup[name].weight
+        elif name in patcher.hook_backup:
+            weight = patcher.hook_backup[name][0]
+        yield name.encode()
+        yield from _tensor(weight, summed=size <= SUMMED_BYTES)
+    for name, patches in sorted(patcher.patches.items()):
+        if name not in left_out:
+            yield name.encode()
+            yield from _parts(patches)
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    """Everything in a patch or setting that can change what it does."""
+    if isinstance(value, Tensor):
+        yield from _tensor(value, summed=True)
+    elif isinstance(value, list | tuple):
+        yield f"{len(value)} in {type(value).__name__}".encode()
+        for item in value:
+            yield from _parts(item)
+    elif isinstance(value, dict):
+        yield f"{len(value)} in dict".encode()
+        for item in sorted(value.items(), key=lambda item: str(item[0])):
+            yield from _parts(item)
+    elif hasattr(value, "weights"):  # a weight adapter: LoRA, LoHa, …
+        yield _kind(value).encode()
+        yield from _parts(value.weights)
+    elif callable(value):
+        yield getattr(value, "__qualname__", _kind(value)).encode()
+    else:
+        yield repr(value).encode()
+
+
+@torch.no_grad()
+def _tensor(tensor: Tensor, summed: bool) -> Iterator[bytes]:
+    """Type, shape, evenly spaced values, and the sum of the bits as whole numbers (mod 2^64)."""
+    if hasattr(tensor, "_qdata"):  # the host's quantised tensors
+        yield from _parts(tensor._layout_params)
+        tensor = tensor._qdata
+    tensor = tensor.detach().as_subclass(Tensor)
+    yield f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+    flat = tensor.reshape(-1)
+    if flat.numel() == 0:
+        return
+    step = -(-flat.numel() // SAMPLES)
+    yield flat[::step].contiguous().view(torch.uint8).cpu().numpy().tobytes()
+    if summed:
+        yield str(int(_bits(flat).sum(dtype=torch.int64))).encode()
+
+
+def _bits(flat: Tensor) -> Tensor:
+    """The same memory as whole numbers, as wide as its length and place allow."""
+    bytes_ = flat.contiguous().view(torch.uint8)
+    for kind in BITS:
+        width = kind.itemsize
+        if bytes_.numel() % width == 0 and bytes_.storage_offset() % width == 0:
+            break
+    return bytes_.view(kind)
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _digest(*streams: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for stream in streams:
+        for part in stream:
+            digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
