@@ -51,7 +51,9 @@ def batch_losses(run: TrainingRun, batch: list[Draw], predict: Predict) -> Tenso
     factors = [
         e.loss_weight * (objective.prior.prior_loss_weight if _is_prior(e) else 1) for e in examples
     ]
-    return sample_losses(prediction, noised, masks) * torch.tensor(factors).to(prediction)
+    return sample_losses(prediction, noised, masks) * torch.tensor(
+        factors, device=prediction.device
+    )
 
 
 def prior_losses(run: TrainingRun, batch: list[Draw], predict: Predict) -> Tensor:
@@ -71,7 +73,7 @@ def prior_losses(run: TrainingRun, batch: list[Draw], predict: Predict) -> Tenso
     noised = replace(noised, target=_base_answer(predict, noised, conditioning, examples))
     prediction = _predict(predict, noised, conditioning, examples)
     factors = [prior.prior_preservation * e.loss_weight for e in examples]
-    own = sample_losses(prediction, noised) * torch.tensor(factors).to(prediction)
+    own = sample_losses(prediction, noised) * torch.tensor(factors, device=prediction.device)
     return losses.index_put((torch.tensor(chosen, device=losses.device),), own)
 
 

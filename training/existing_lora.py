@@ -7,7 +7,7 @@ is what can be said of the names' ends.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,8 @@ OWN_NAMES = (
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
     *("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
 )
+Rows = tuple[int, int]
+"""First row and number of rows of a layer's weight."""
 TEXT_ENCODERS = ("lora_te", "text_encoder", "lora_prior_te", "clip_l.", "clip_g.", "t5xxl.")
 """How the names of a text encoder's layers begin in LoRA files."""
 
@@ -108,6 +110,28 @@ def size_in_file(parts: Mapping[str, Tensor]) -> Size:
     if "lokr_w2" in parts:  # any rank that is no saving stands for the full matrix
         return Size(max(parts["lokr_w2"].shape), alpha)
     return Size(parts["oft_blocks"].shape[-1] if "oft_blocks" in parts else 1, alpha)
+
+
+def joined(parts: Sequence[tuple[Rows, Mapping[str, Tensor]]], width: int) -> dict[str, Tensor]:
+    """The LoRA of a whole layer from LoRAs of some of its rows, as diffusers cuts up fused layers
+    (to_q, to_k, to_v); their ranks add up, and the layer stays exactly the same.
+
+    Args:
+        parts: (first row, number of rows) and what the file holds for them.
+        width: rows of the layer.
+    """
+    sizes = [size_in_file(part) for _, part in parts]
+    scale = sizes[0].alpha / sizes[0].dim or 1.0
+    ups = []
+    for (rows, part), size in zip(parts, sizes, strict=True):
+        up = torch.zeros(width, size.dim)
+        up[rows[0] : rows[0] + rows[1]] = part[UP].flatten(1) * (size.alpha / size.dim / scale)
+        ups.append(up)
+    return {
+        DOWN: torch.cat([part[DOWN].flatten(1) for _, part in parts]),
+        UP: torch.cat(ups, dim=1),
+        "alpha": torch.tensor(scale * sum(size.dim for size in sizes)),
+    }
 
 
 def _completed(parts: dict[str, Tensor]) -> dict[str, Tensor]:

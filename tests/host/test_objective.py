@@ -10,6 +10,7 @@ from typing import Any
 import comfy.model_base
 import comfy.supported_models
 import comfy_extras.nodes_model_advanced as host_sampling
+import folder_paths
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from in_memory import FIT, PLACEMENT
 from lora_atelier.nodes.objective import LossAndNoise, PriorPreservation
+from lora_atelier.nodes.train import TrainLoRA
 from lora_atelier.training.batch_losses import batch_losses, prior_losses
 from lora_atelier.training.batches import Draw
 from lora_atelier.training.dataset.fit import Variant
@@ -214,18 +216,22 @@ def test_wrong_widgets_are_refused_before_the_queue_starts(widgets: dict, messag
 
 
 class Untouched:
-    """Stands where nothing may be used yet."""
+    """Stands where nothing may be used yet: a VAE or CLIP that may be looked at, not run."""
+
+    first_stage_model = True
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"{name} was asked for before the settings were judged")
 
 
-def starting(model: Any, spec: ObjectiveSpec, tmp_path: Path, clip: Any = None, vae: Any = None):
+def one_picture() -> ImageDataset:
     pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    sample = Sample(ImagePixels(pixels), "a", (CAPTIONS[0],), fit=FIT)
-    dataset = ImageDataset((sample,))
+    return ImageDataset((Sample(ImagePixels(pixels), "a", (CAPTIONS[0],), fit=FIT),))
+
+
+def starting(model: Any, spec: ObjectiveSpec, tmp_path: Path, clip: Any = None, vae: Any = None):
     clip, vae = clip or Untouched(), vae or Untouched()
-    return start_run(model, clip, vae, dataset, quick_spec(objective=spec), tmp_path)
+    return start_run(model, clip, vae, one_picture(), quick_spec(objective=spec), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +249,30 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_encoded(
 ) -> None:
     with torch.inference_mode(), pytest.raises(AtelierError, match=message):
         starting(SAMPLINGS[kind](parts.model), objective(**widgets), tmp_path)
+
+
+def test_train_lora_trains_by_the_objective_on_its_wire(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    settings = {
+        "max_train_steps": 1,
+        "train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "mixed_precision": "no",
+        "seed": 0,
+    }
+    found = {}
+    for spec in (None, objective(loss_type="l1")):
+        with torch.inference_mode():
+            out = TrainLoRA.execute(
+                parts.model, parts.clip, parts.vae, one_picture(), **settings, objective=spec
+            )
+        state, _, _, lora, loss_map = out.args
+        assert state.run.spec.objective == (spec or ObjectiveSpec())
+        found[lora.metadata["ss_loss_type"]] = loss_map["loss"][0]
+    assert found.keys() == {"l2", "l1"}
+    assert found["l1"] != pytest.approx(found["l2"], rel=1e-3)
 
 
 # Zero terminal SNR.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.existing_lora import ExistingLora, Size, size_in_file
+from lora_atelier.training.existing_lora import ExistingLora, Size, joined, size_in_file
 
 DOWN, UP = torch.ones(3, 8), torch.zeros(6, 3)
 SPELLINGS = {
@@ -62,3 +62,25 @@ def test_rotations_with_a_constraint_are_refused() -> None:
     assert list(unconstrained.layers()["a"]) == ["oft_blocks"]
     with pytest.raises(AtelierError, match="constraint"):
         ExistingLora({"a.oft_blocks": blocks, "a.alpha": torch.tensor(0.1)}, "old").layers()
+
+
+def test_parts_of_a_layer_are_joined_without_changing_it() -> None:
+    """diffusers cuts Flux's qkv into three; different scales must survive as well."""
+    torch.manual_seed(0)
+    parts = {
+        (start, 4): {
+            "lora_down.weight": torch.randn(rank, 8),
+            "lora_up.weight": torch.randn(4, rank),
+            "alpha": torch.tensor(alpha),
+        }
+        for start, rank, alpha in ((0, 2, 1.0), (8, 3, 6.0))
+    }
+    expected = torch.zeros(12, 8)
+    for (start, count), part in parts.items():
+        scale = part["alpha"] / len(part["lora_down.weight"])
+        product = part["lora_up.weight"] @ part["lora_down.weight"]
+        expected[start : start + count] = product * scale
+    whole = joined(list(parts.items()), 12)
+    assert size_in_file(whole) == Size(5, 2.5)
+    update = whole["lora_up.weight"] @ whole["lora_down.weight"] * whole["alpha"] / 5
+    torch.testing.assert_close(update, expected)

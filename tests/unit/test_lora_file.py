@@ -149,7 +149,7 @@ def test_a_file_size_limit_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["file/a.safetensors", "n" * 251])
+@pytest.mark.parametrize("name", ["file/a.safetensors", "n" * 256])
 def test_a_place_that_cannot_be_written_is_said_in_words(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("where a folder should be")
     with pytest.raises(AtelierError, match="could not be written"):

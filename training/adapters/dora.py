@@ -44,17 +44,17 @@ class DoRA(LoRA):
     def forward(self, frozen: FrozenLayer, x: Tensor) -> Tensor:
         if self.dropped_out():
             return self.idle(frozen(x))
-        factors = (self.dora_scale / self.current_norms(frozen, x)).to(x.dtype)
+        factors = (self.dora_scale / self.current_norms(frozen)).to(x.dtype)
         if isinstance(frozen.layer, nn.Linear):
             factors = factors.flatten()
         scaled = x * factors
         return frozen(scaled) + self.side_path(frozen, scaled)
 
     @torch.no_grad()
-    def current_norms(self, frozen: FrozenLayer, like: Tensor) -> Tensor:
-        """[1, in, …] ``‖W + ΔW‖``, float32, on the device of ``like``."""
-        with frozen.lend(like) as (weight, _):
-            return column_norms(weight.data.float() + self.delta_weight()) + EPSILON
+    def current_norms(self, frozen: FrozenLayer) -> Tensor:
+        """[1, in, …] ``‖W + ΔW‖``, from float32 weights, as the host will have them."""
+        with frozen.lend(self.dora_scale) as (weight, _):
+            return column_norms(weight.data + self.delta_weight()) + EPSILON
 
 
 def column_norms(weight: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ RACY_SECONDS = 2.0
 """A file as young as this may still be changed without changing its time: some file systems count
 in steps of two seconds."""
 
+VERSION = 1
+"""Of the file."""
+
 MOST_FILES = 500_000
 """How many are remembered; those added first are forgotten first."""
 
@@ -76,7 +79,7 @@ class ContentDigests:
             return
         others = {p: e for p, e in _read(self.file).items() if p not in self._forgotten}
         merged = list({**others, **self._added}.items())[-MOST_FILES:]
-        content = json.dumps(dict(merged)).encode()
+        content = json.dumps({"version": VERSION, "files": dict(merged)}).encode()
         try:
             write_whole(self.file, b"%08x\n%s" % (zlib.crc32(content), content))
         except AtelierError as error:
@@ -110,10 +113,11 @@ def _read(file: Path) -> dict[str, tuple[Stamp, str]]:
     """Nothing, when there is no such file or it is not as it was written: it is made again."""
     try:
         checksum, _, content = file.read_bytes().partition(b"\n")
-        if int(checksum, 16) != zlib.crc32(content):
+        if checksum != b"%08x" % zlib.crc32(content):
             return {}
-        return {
-            path: (tuple(stamp), digest) for path, (stamp, digest) in json.loads(content).items()
-        }
-    except (OSError, ValueError):
+        memo = json.loads(content)
+        if memo["version"] != VERSION:
+            return {}
+        return {path: (tuple(stamp), digest) for path, (stamp, digest) in memo["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}

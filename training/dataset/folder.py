@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from pathlib import Path
 from ..errors import AtelierError, require
 from .fit import FitOptions, fits
 from .folder_index import FolderIndex
-from .listing import Entry, fingerprint, list_folder
+from .listing import Entry, list_folder
 from .pictures import ImageFile, check_image, image_suffixes
 from .samples import (
     ImageDataset,
@@ -28,12 +30,13 @@ from .samples import (
 )
 from .sidecars import (
     CAPTION_SUFFIXES,
+    LONGEST_CAPTION,
     METADATA,
     NOTHING,
     Facts,
     caption_lines,
-    decode_text,
     read_metadata,
+    read_text,
 )
 from .tags import join_caption
 
@@ -42,6 +45,8 @@ MASK_SUFFIX = ".mask"
 
 MOST_REPEATS = 1000
 """A larger number before the underscore is a year (``2023_summer``), not a count of repeats."""
+
+METADATA_SUFFIX = ".jsonl"
 
 Tick = Callable[[], None]
 
@@ -99,6 +104,7 @@ class FolderOptions:
 
     def __post_init__(self) -> None:
         require_sample_numbers(self.num_repeats, self.loss_weight)
+        split_validation((), self.validation_fraction)  # judges the number
 
 
 def load_folder(
@@ -124,18 +130,15 @@ def load_folder(
         AtelierError: no such folder, no picture, or a broken file when these are to stop it.
     """
     options = options or FolderOptions()
-    require(folder.is_dir(), f'folder: there is no folder "{folder}".')
+    require(os.path.isdir(folder), f'folder: there is no folder "{folder}".')
+    folder = Path(os.path.abspath(folder))
     with _collector_paused():
         reader = _Reader(folder, options, within, index)
         samples = list(reader.samples(tick))
-        reader.index.save()
+        reader.save_indices()
     problems = sorted(reader.problems, key=lambda problem: natural_key(problem.name))
     if problems and options.unusable_files is UnusableFiles.STOP:
-        raise AtelierError(
-            f"{len(problems)} files of the folder cannot be used: "
-            f"{shorten([problem.reason for problem in problems], 3)} Mend or remove them, or set "
-            "unusable_files to skip."
-        )
+        raise AtelierError(_all_of(problems))
     require(
         bool(samples or problems),
         f'folder: "{folder}" holds no pictures ({", ".join(sorted(image_suffixes()))}).',
@@ -145,13 +148,63 @@ def load_folder(
     )
 
 
+def _all_of(problems: Sequence[Problem]) -> str:
+    """The first few in full."""
+    count, rest = len(problems), len(problems) - 3
+    reasons = " ".join(problem.reason for problem in problems[:3])
+    return (
+        f"{count} {'file' if count == 1 else 'files'} of the folder cannot be used: {reasons}"
+        f"{f' And {rest} more.' if rest > 0 else ''} Mend or remove them, or set unusable_files to "
+        "skip."
+    )
+
+
 def folder_fingerprint(
     folder: Path, mask_folder: Path | None = None, within: Sequence[Path] = ()
 ) -> str:
-    """Changes when a picture, caption, mask or metadata file is added, edited or removed."""
-    return fingerprint(
-        folder, image_suffixes() | {*CAPTION_SUFFIXES, ".jsonl"}, mask_folder, within
-    )
+    """Changes when a picture, caption, mask or metadata file is added, edited or removed.
+
+    Args:
+        within: as for :func:`load_folder`; files behind links that it follows count as well.
+    """
+    digest = hashlib.sha256()
+    for place in filter(None, (folder, mask_folder)):
+        found = _Files(place, within)
+        entries = [*found.images.values()]
+        if place is folder:
+            entries += [*found.captions(), *found.metadata]
+        digest.update(f"{os.path.abspath(place)}\0".encode("utf-8", "surrogatepass"))
+        for entry in sorted(entries):
+            digest.update(f"{entry.name}\0{entry.size}\0{entry.mtime_ns}\n".encode())
+        for problem in found.problems:
+            digest.update(f"{problem.name}\0{problem.reason}\n".encode())
+    return digest.hexdigest()
+
+
+class _Files:
+    """What lies in a folder, told by the names alone."""
+
+    def __init__(self, folder: Path, within: Sequence[Path]) -> None:
+        self.images: dict[str, Entry] = {}
+        """By name."""
+        self.texts: dict[str, Entry] = {}
+        """By name, the extension in lower case."""
+        self.metadata: list[Entry] = []
+        suffixes = image_suffixes()
+        found = list_folder(folder, suffixes | {*CAPTION_SUFFIXES, METADATA_SUFFIX}, within)
+        self.problems = found.problems
+        for entry in found.entries:
+            if entry.suffix in suffixes:
+                self.images[entry.name] = entry
+            elif entry.suffix in CAPTION_SUFFIXES:
+                self.texts[entry.stem + entry.suffix] = entry
+            elif entry.name.rpartition("/")[2].lower() == METADATA:
+                self.metadata.append(entry)
+
+    def captions(self) -> list[Entry]:
+        """The texts that have a picture."""
+        stems = {entry.stem for entry in self.images.values()}
+        return [entry for entry in self.texts.values() if entry.stem in stems]
 
 
 class _Reader:
@@ -161,34 +214,37 @@ class _Reader:
         self, folder: Path, options: FolderOptions, within: Sequence[Path], index: Path | None
     ) -> None:
         self.options = options
+        self.files = _Files(folder, within)
+        self.problems: list[Problem] = list(self.files.problems)
         self.index = FolderIndex(folder, index)
-        found = list_folder(folder, within)
-        self.problems: list[Problem] = list(found.problems)
-        self.images: dict[str, Entry] = {}
-        self.texts: dict[str, Entry] = {}
-        self.facts: dict[str, Facts] = {}
-        metadata = []
-        for entry in found.entries:
-            if entry.suffix in image_suffixes():
-                self.images[entry.name] = entry
-            elif entry.suffix in CAPTION_SUFFIXES:
-                self.texts[entry.stem + entry.suffix] = entry
-            elif entry.name.rpartition("/")[2].lower() == METADATA:
-                metadata.append(entry)
-        for entry in metadata:
+        self.facts: dict[str, Facts | AtelierError] = {}
+        for entry in self.files.metadata:
             self._read_metadata(entry)
-        self.masks = self._masks(folder, within)
+        self.inner_masks = _inner_folder(folder, options.mask_folder)
+        self.masks: dict[str, Entry] = {}
+        self.mask_index = self.index
+        if options.mask is MaskSource.FILES and options.mask_folder is not None:
+            self.mask_index = FolderIndex(options.mask_folder, index)
+            self.masks = self._masks_of_folder(options.mask_folder, within)
+        elif options.mask is MaskSource.FILES:
+            self.masks = self._masks_beside()
+
+    def save_indices(self) -> None:
+        """Remember what was read."""
+        files = self.files
+        if self.mask_index is not self.index:
+            self.mask_index.save(entry.name for entry in self.masks.values())
+        self.index.save([*files.images, *(entry.name for entry in files.texts.values())])
 
     def pictures(self) -> list[Entry]:
         """In natural order, without the masks."""
-        masks = {facts.mask for facts in self.facts.values()}
-        inner = _inner_folder(self.mask_prefix)
+        masks = {facts.mask for facts in self.facts.values() if isinstance(facts, Facts)}
         pictures = [
             entry
-            for entry in self.images.values()
+            for entry in self.files.images.values()
             if not entry.stem.lower().endswith(MASK_SUFFIX)
             and entry.name not in masks
-            and not (inner and entry.name.startswith(inner))
+            and not (self.inner_masks and entry.name.startswith(self.inner_masks))
         ]
         return sorted(pictures, key=lambda entry: (natural_key(entry.name), entry.name))
 
@@ -204,14 +260,19 @@ class _Reader:
         """None when something about the picture is broken, which is noted."""
         options, facts = self.options, self.facts.get(entry.name, NOTHING)
         try:
-            size = self._size(entry)
+            if isinstance(facts, AtelierError):
+                raise facts
+            size = _size(self.index, entry)
             captions = self._captions(entry, facts)
             mask = self._mask(entry, facts)
         except AtelierError as error:
             self.problems.append(Problem(entry.name, str(error)))
             return None
         if not fits(size, options.fit):
-            reason = f'"{entry.name}" ({size[0]}×{size[1]} px) is too narrow for its buckets.'
+            reason = (
+                f'"{entry.name}" ({size[0]}×{size[1]} px) is too narrow for one step of '
+                "bucket_reso_steps. Enlarge it, or turn bucket_no_upscale off."
+            )
             self.problems.append(Problem(entry.name, reason))
             return None
         repeats, _ = kohya_folder(entry.name)
@@ -230,16 +291,12 @@ class _Reader:
             may_be_skipped=options.unusable_files is UnusableFiles.SKIP,
         )
 
-    def _size(self, entry: Entry) -> tuple[int, int]:
-        width, height = self.index.remembered(entry, _read_size)
-        return (width, height)
-
     def _captions(self, entry: Entry, facts: Facts) -> tuple[str, ...]:
         lines: tuple[str, ...] = ()
         for suffix in CAPTION_SUFFIXES:
-            beside = self.texts.get(entry.stem + suffix)
+            beside = self.files.texts.get(entry.stem + suffix)
             if beside is not None:
-                lines = caption_lines(self.index.remembered(beside, _read_text))
+                lines = caption_lines(self.index.remembered(beside, _read_caption))
                 break
         else:
             lines = facts.captions or ()
@@ -263,33 +320,46 @@ class _Reader:
             return None
         if facts.mask is Mask.ALPHA:
             return Mask.ALPHA
-        found = self.images.get(facts.mask) if facts.mask else None
-        found = found or self.masks.get(entry.stem)
-        return None if found is None else ImageFile(found.path, self._size(found))
+        if facts.mask is not None:
+            named = self.files.images.get(facts.mask)
+            if named is None:
+                raise AtelierError(
+                    f'"{entry.name}" has the mask "{facts.mask}" in its metadata, which is not '
+                    "there. Put it back, or remove it from the metadata."
+                )
+            return ImageFile(named.path, _size(self.index, named))
+        found = self.masks.get(entry.name) or self.masks.get(entry.stem)
+        return None if found is None else ImageFile(found.path, _size(self.mask_index, found))
 
-    def _masks(self, folder: Path, within: Sequence[Path]) -> dict[str, Entry]:
+    def _masks_beside(self) -> dict[str, Entry]:
         """Name of a picture without its extension -> its mask."""
-        self.mask_prefix = None
-        place = self.options.mask_folder
-        if self.options.mask is not MaskSource.FILES:
-            return {}
-        if place is None:
-            beside = (e for e in self.images.values() if e.stem.lower().endswith(MASK_SUFFIX))
-            return {entry.stem[: -len(MASK_SUFFIX)]: entry for entry in beside}
-        require(place.is_dir(), f'mask_folder: there is no folder "{place}".')
-        if place != folder and place.is_relative_to(folder):
-            self.mask_prefix = place.relative_to(folder).as_posix()
-        found = list_folder(place, within)
+        images = self.files.images.values()
+        masks = (entry for entry in images if entry.stem.lower().endswith(MASK_SUFFIX))
+        return {entry.stem[: -len(MASK_SUFFIX)]: entry for entry in masks}
+
+    def _masks_of_folder(self, place: Path, within: Sequence[Path]) -> dict[str, Entry]:
+        """Name of a picture, with and without its extension -> its mask."""
+        require(os.path.isdir(place), f'mask_folder: there is no folder "{place}".')
+        found = list_folder(place, image_suffixes(), within)
         self.problems += found.problems
-        images = (e for e in found.entries if e.suffix in image_suffixes())
-        return {entry.stem: entry for entry in images}
+        by_stem = {entry.stem: entry for entry in found.entries}
+        return by_stem | {entry.name: entry for entry in found.entries}
 
     def _read_metadata(self, entry: Entry) -> None:
         try:
-            text = self.index.remembered(entry, _read_text)
-            self.facts |= read_metadata(text, entry)
+            facts, problems = read_metadata(read_text(entry), entry)
         except AtelierError as error:
             self.problems.append(Problem(entry.name, str(error)))
+            return
+        self.facts |= facts
+        self.problems += problems
+        missing = [name for name in facts if name not in self.files.images]
+        if missing:
+            reason = (
+                f'"{entry.name}" tells of pictures that are not there: '
+                f"{shorten(missing)}. Put them back, or remove their lines."
+            )
+            self.problems.append(Problem(entry.name, reason))
 
 
 @contextmanager
@@ -305,20 +375,30 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _inner_folder(prefix: str | None) -> str:
-    return "" if prefix is None else f"{prefix}/"
+def _inner_folder(folder: Path, mask_folder: Path | None) -> str:
+    """What the names of masks in the dataset folder begin with; "" when they lie elsewhere."""
+    if mask_folder is None:
+        return ""
+    inner, outer = Path(os.path.realpath(mask_folder)), Path(os.path.realpath(folder))
+    require(
+        inner != outer,
+        "mask_folder is the folder of the pictures itself. Give the masks a folder of their own, "
+        "or leave it empty and call them fox.mask.png.",
+    )
+    return f"{inner.relative_to(outer).as_posix()}/" if inner.is_relative_to(outer) else ""
+
+
+def _size(index: FolderIndex, entry: Entry) -> tuple[int, int]:
+    width, height = index.remembered(entry, _read_size)
+    return (width, height)
 
 
 def _read_size(entry: Entry) -> tuple[int, int]:
-    return check_image(Path(entry.path), entry.name)
+    return check_image(entry.path, entry.name)
 
 
-def _read_text(entry: Entry) -> str:
-    try:
-        with open(entry.path, "rb") as file:
-            return decode_text(file.read(), entry.name)
-    except OSError as error:
-        raise AtelierError(f'"{entry.name}" cannot be read: {error.strerror}.') from error
+def _read_caption(entry: Entry) -> str:
+    return read_text(entry, LONGEST_CAPTION)
 
 
 def kohya_folder(name: str) -> tuple[int, str]:

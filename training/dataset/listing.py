@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+import re
+from collections.abc import Iterator, Sequence, Set
+from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import AtelierError
+from ..errors import AtelierError, require
 from .samples import Problem
+
+MOUNT_POINT = 0xA0000003
+"""What Windows calls a junction, a link that ``is_symlink`` does not know (IO_REPARSE_TAG_...)."""
+
+DRIVE = re.compile("[A-Za-z]:")
 
 
 class Entry(NamedTuple):
@@ -31,102 +36,144 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """All visible files of a folder and its subfolders, in no particular order."""
+    """The visible files of a folder and its subfolders; in every folder by name."""
 
     entries: list[Entry]
     problems: list[Problem]
-    """Links that lead out of the folders that may be read, and folders that may not be opened."""
+    """Links that lead out of the folders that may be read, and what cannot be looked at."""
 
 
-def list_folder(folder: Path, within: Sequence[Path] = ()) -> Listing:
-    """Every file that is not hidden; links are followed as long as they stay inside.
+class _Place(NamedTuple):
+    """A folder that is to be looked into."""
 
-    Args:
-        within: the folders that may be read; the folder itself when empty.
-    """
-    roots = [os.path.realpath(root) for root in (within or (folder,))]
-    problems: list[Problem] = []
-    entries = list(_walk(str(folder), "", roots, {os.path.realpath(folder)}, problems))
-    return Listing(entries, problems)
+    prefix: str
+    """Its name below the folder that was asked for, with a slash; "" = that folder."""
+    path: str
+    real: str
+    """Its path with all links followed."""
 
 
-def fingerprint(
-    folder: Path,
-    suffixes: frozenset[str],
-    mask_folder: Path | None = None,
-    within: Sequence[Path] = (),
-) -> str:
-    """Changes when a file with one of these extensions is added, edited or removed.
+def list_folder(folder: Path, suffixes: Set[str], within: Sequence[Path] = ()) -> Listing:
+    """Every file with one of these extensions that is not hidden.
+
+    A folder is entered once, under its own name if it lies in ``folder``, else through the first
+    link to it: so links may lead back to a folder above, and the disk's order does not matter.
 
     Args:
         suffixes: in lower case, with their dots.
-        mask_folder: a second folder that counts as well.
-        within: as for :func:`list_folder`.
+        within: the folders that may be read; the folder itself when empty.
+
+    Raises:
+        AtelierError: the folder lies outside of ``within``.
     """
-    digest = hashlib.sha256()
-    for place in (folder, mask_folder):
-        if place is not None:
-            digest.update(f"{place}\0".encode("utf-8", "surrogatepass"))
-            for e in sorted(list_folder(place, within).entries):
-                if e.suffix in suffixes:
-                    line = f"{e.name}\0{e.size}\0{e.mtime_ns}\n"
-                    digest.update(line.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    roots = [os.path.realpath(root) for root in (within or (folder,))]
+    top = _Place("", str(folder), os.path.realpath(folder))
+    require(
+        _below(top.real, roots),
+        f'folder "{folder}" lies outside of the folders that may be read: {", ".join(roots)}.',
+    )
+    found = Listing([], [])
+    seen: set[str] = set()
+    folders, links = [top], []
+    while folders or links:
+        place = folders.pop() if folders else links.pop(links.index(min(links)))
+        if place.real in seen:
+            continue
+        seen.add(place.real)
+        for inner, is_link in _look_into(place, suffixes, roots, found):
+            (links if is_link else folders).append(inner)
+    return found
 
 
-def _walk(
-    path: str, prefix: str, roots: list[str], seen: set[str], problems: list[Problem]
-) -> Iterator[Entry]:
+def _look_into(
+    place: _Place, suffixes: Set[str], roots: list[str], found: Listing
+) -> Iterator[tuple[_Place, bool]]:
+    """Add the files to ``found``; the folders, and whether each is a link."""
     try:
-        with os.scandir(path) as found:
-            children = list(found)
+        with os.scandir(place.path) as children:
+            children = sorted(children, key=lambda child: child.name)
     except OSError as error:
-        name = prefix.rstrip("/") or "."
-        problems.append(Problem(name, f'folder "{name}" cannot be opened: {error.strerror}.'))
+        name = place.prefix.rstrip("/") or os.path.basename(place.path)
+        reason = f'folder "{name}" cannot be opened: {error.strerror}.'
+        found.problems.append(Problem(name, reason))
         return
     for child in children:
-        name = prefix + child.name
-        if child.name.startswith("."):
-            continue
-        if not _is_text(child.name):
-            shown = name.encode("utf-8", "replace").decode()
-            problems.append(Problem(shown, f'"{shown}": its name is not UTF-8 text. Rename it.'))
-            continue
-        if child.is_symlink() and not _stays_inside(child.path, roots):
-            if os.path.exists(child.path):
-                reason = (
-                    "is a link that leads out of the folders this pack may read. Copy the file "
-                    "into the folder instead."
-                )
-            else:
-                reason = "is a link to a file that is not there."
-            problems.append(Problem(name, f'"{name}" {reason}'))
-        elif child.is_dir():
-            # A link may lead back to a folder above: each is entered once.
-            real = os.path.realpath(child.path) if child.is_symlink() else child.path
-            if real not in seen:
-                seen.add(real)
-                yield from _walk(child.path, f"{name}/", roots, seen, problems)
-        elif child.is_file():
-            stat = child.stat()
-            dot = child.name.rfind(".")
-            suffix = child.name[dot:].lower() if dot > 0 else ""
-            yield Entry(name, child.path, stat.st_size, stat.st_mtime_ns, suffix)
+        name = place.prefix + child.name
+        try:
+            inner = _visit(child, name, place, suffixes, roots, found.entries)
+        except AtelierError as error:
+            found.problems.append(Problem(_shown(name), str(error)))
+        except OSError as error:
+            reason = f'"{_shown(name)}" cannot be read: {error.strerror}.'
+            found.problems.append(Problem(_shown(name), reason))
+        else:
+            if inner is not None:
+                yield inner
+
+
+def _visit(
+    child: os.DirEntry,
+    name: str,
+    place: _Place,
+    suffixes: Set[str],
+    roots: list[str],
+    entries: list[Entry],
+) -> tuple[_Place, bool] | None:
+    """Add a file to ``entries``; a folder is answered, with whether it is a link."""
+    dot = child.name.rfind(".")
+    suffix = child.name[dot:].lower() if dot > 0 else ""
+    is_folder = _is_folder(child)
+    if child.name.startswith(".") or not (is_folder or suffix in suffixes):
+        return None
+    require(_is_text(name), f'"{_shown(name)}": its name is not UTF-8 text. Rename it.')
+    is_link = _is_link(child)
+    real = _real_target(child, name, roots) if is_link else ""
+    if is_folder:
+        real = real or os.path.join(place.real, child.name)
+        return _Place(f"{name}/", child.path, real), is_link
+    if child.is_file():
+        stat = child.stat()
+        entries.append(Entry(name, child.path, stat.st_size, stat.st_mtime_ns, suffix))
+    return None
+
+
+def _real_target(link: os.DirEntry, name: str, roots: list[str]) -> str:
+    real = os.path.realpath(link.path)
+    require(
+        _below(real, roots),
+        f'"{name}" is a link that leads out of the folders this pack may read. Copy what it points '
+        "to into the folder instead.",
+    )
+    require(os.path.exists(real), f'"{name}" is a link to a file that is not there.')
+    return real
+
+
+def _is_folder(child: os.DirEntry) -> bool:
+    try:
+        return child.is_dir()
+    except OSError:  # a link to itself, or to where nobody may look
+        return False
+
+
+def _is_link(child: os.DirEntry) -> bool:
+    if os.name != "nt":
+        return child.is_symlink()
+    tag = child.stat(follow_symlinks=False).st_reparse_tag
+    return child.is_symlink() or tag == MOUNT_POINT
 
 
 def _is_text(name: str) -> bool:
     """False for a name whose bytes are no UTF-8: it could be written into no caption or file."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return _shown(name) == name
 
 
-def _stays_inside(path: str, roots: list[str]) -> bool:
-    real = os.path.realpath(path)
-    if not os.path.exists(real):
-        return False
+def _shown(name: str) -> str:
+    return name if name.isascii() else name.encode("utf-8", "replace").decode()
+
+
+def _below(real: str, roots: list[str]) -> bool:
+    real = os.path.normcase(real)
+    roots = [os.path.normcase(root) for root in roots]
     return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
 
 
@@ -141,7 +188,7 @@ def inside(folder: str, name: str) -> str:
     """
     parts: list[str] = []
     written = name.replace("\\", "/")
-    climbs = PurePosixPath(written).is_absolute() or ":" in written.partition("/")[0]
+    climbs = written.startswith("/") or DRIVE.match(written) is not None
     for part in [] if climbs else [*folder.split("/"), *written.split("/")]:
         if part == "..":
             climbs = climbs or not parts

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
-import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,14 +18,44 @@ from ..errors import AtelierError
 from .buckets import Size
 from .fit import Placement
 
-NOT_PICTURES = frozenset({"EPS", "FITS", "GRIB", "HDF5", "MPEG", "MPO", "PDF", "WMF"})
-"""What Pillow knows besides pictures: documents, films, data, and what it cannot draw by itself."""
+NOT_PICTURES = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
+"""What Pillow knows besides pictures: documents, films, data, and what it cannot draw by itself. An
+EPS would be run as a program, whatever it is called."""
+
+COMMON = frozenset({"GIF", "JPEG", "PNG", "WEBP"})
+"""Tried first."""
+
+LARGEST = 178_956_970
+"""Pixels of a file; a picture of more is taken for a bomb. It is where Pillow's own limit lies by
+default (which other packs may switch off); from half of it on, Pillow warns."""
+
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    MemoryError,
+    Image.DecompressionBombWarning,
+)
+"""What Pillow raises for files that are not as they should be."""
 
 MOST_PIXELS = 64_000_000
 """Of a picture scaled as a whole: a strip of 1 × 4000 px covers its bucket at 256 × 1,024,000."""
 
 ORIENTATION = 0x0112
 """EXIF tag."""
+
+TIFF_WIDTH, TIFF_HEIGHT, SAMPLE_FORMAT = 256, 257, 339
+"""TIFF tags."""
+UNSIGNED = 1
+"""What the last one says of whole numbers without sign."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +93,16 @@ Picture = ImageFile | ImagePixels
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
     """Extensions of all formats that Pillow opens here, in lower case, with their dots."""
-    known = Image.registered_extensions().items()
-    return frozenset(s for s, kind in known if kind in Image.OPEN and kind not in NOT_PICTURES)
+    return frozenset(s for s, kind in Image.registered_extensions().items() if kind in _formats())
 
 
-def check_image(path: Path, name: str | None = None) -> Size:
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    known = set(Image.registered_extensions().values()) & Image.OPEN.keys() - NOT_PICTURES
+    return tuple(sorted(known, key=lambda kind: (kind not in COMMON, kind)))
+
+
+def check_image(path: Path | str, name: str | None = None) -> Size:
     """Upright (width, height) from the header alone, so that large folders are listed fast.
 
     Args:
@@ -77,8 +112,8 @@ def check_image(path: Path, name: str | None = None) -> Size:
         AtelierError: the file is empty, no image, or larger than Pillow's safety limit.
     """
     name = name or str(path)
-    with _opened(path, name) as image:
-        width, height = image.size
+    with _opened(str(path), name) as image:
+        width, height = _stored_size(image)
         sideways = _orientation(image) in (5, 6, 7, 8)
     return (height, width) if sideways else (width, height)
 
@@ -93,18 +128,20 @@ def open_picture(picture: Picture) -> Image.Image:
     if isinstance(picture, ImagePixels):
         image = Image.fromarray(picture.pixels)
         return image if image.mode == "RGBA" else image.convert("RGB")
-    path = Path(picture.path)
-    with _opened(path, picture.path) as image:
+    path = picture.path
+    with _opened(path, path) as image:
         turn = UPRIGHT.get(_orientation(image))
         try:
             image.load()
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+            if image.format == "TIFF":
+                turn = None  # Pillow has turned it already
+            whole = _eight_bit(image)
+            whole = whole.convert("RGBA" if whole.has_transparency_data else "RGB")
+        except BROKEN as error:
             raise AtelierError(
-                f'"{path}" is damaged or cut short ({error}). Save it again from the original or '
-                "remove it from the folder."
+                f'"{path}" is damaged or cut short ({_told(error)}). Save it again from the '
+                "original or remove it from the folder."
             ) from error
-        whole = _eight_bit(image)
-    whole = whole.convert("RGBA" if whole.has_transparency_data else "RGB")
     return whole if turn is None else whole.transpose(turn)
 
 
@@ -167,47 +204,75 @@ UPRIGHT = {
 
 
 def _orientation(image: Image.Image) -> int:
-    """What is still to be turned, from the header alone.
-
-    Pillow turns a TIFF itself, size included; and of a PNG it would decode all pixels to look for
-    EXIF behind them.
-    """
-    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+    """From the header alone: of a PNG, Pillow would decode all pixels to look for EXIF behind
+    them."""
+    if image.format == "PNG" and "exif" not in image.info:
         return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except (ValueError, TypeError, SyntaxError, struct.error, OSError):
+    except BROKEN:
         return 1  # EXIF that cannot be read says nothing; the picture itself may be fine
+
+
+def _stored_size(image: Image.Image) -> Size:
+    """Before it is turned; of a TIFF, some releases of Pillow give the size afterwards."""
+    if image.format == "TIFF":
+        return (image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT])
+    return image.size
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Deeper grey scaled to 8 bits; Pillow's own conversion would clip it at 255 of 65535."""
     if not image.mode.startswith(("I", "F")):
         return image
-    grey = np.asarray(image, dtype=np.float32)
-    return Image.fromarray((grey * _scale(image, grey)).round().clip(0, 255).astype(np.uint8))
+    deep = np.asarray(image)
+    if getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT) == (UNSIGNED,) and deep.dtype == np.int32:
+        deep = deep.view(np.uint32)  # Pillow counts from 2³¹ on backwards
+    grey = Image.fromarray(
+        _scaled_to_bytes(deep.astype(np.float32), 1 if image.mode == "F" else 65535)
+    )
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        opaque = Image.fromarray(np.where(deep == transparent, 0, 255).astype(np.uint8))
+        return Image.merge("LA", (grey, opaque))
+    return grey
 
 
-def _scale(image: Image.Image, grey: np.ndarray) -> float:
-    """Factor to 0..255: 16-bit numbers by their range, floats from 0..1 or by their largest."""
-    if image.mode == "F":
-        largest = float(np.nanmax(grey, initial=0))
-        return 255 if largest <= 1 else 255 / largest
-    return 1 / 257 if grey.max(initial=0) <= 65535 else 255 / float(grey.max())
+def _scaled_to_bytes(grey: np.ndarray, white: float) -> np.ndarray:
+    """0 becomes 0 and ``white`` 255; where there is less or more, the least and the most do, so
+    that no shade is lost. What is not a number becomes black."""
+    finite = grey[np.isfinite(grey)]
+    low = float(finite.min(initial=0))
+    high = float(finite.max(initial=white))
+    scale = 255 / (high - low)
+    grey = np.nan_to_num(grey, nan=0, posinf=high, neginf=low)
+    return (grey * scale - low * scale).round().clip(0, 255).astype(np.uint8)
 
 
-def _opened(path: Path, name: str) -> Image.Image:
+def _opened(path: str, name: str) -> Image.Image:
     try:
-        if path.stat().st_size == 0:
-            raise AtelierError(f'"{name}" is empty (0 bytes). Remove it or copy it again.')
-        with warnings.catch_warnings():  # Pillow's limit warns at half of what it refuses
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+        image = Image.open(path, formats=_formats())
     except UnidentifiedImageError as error:
+        if os.path.getsize(path) == 0:
+            raise AtelierError(
+                f'"{name}" is empty (0 bytes). Remove it or copy it again.'
+            ) from error
         raise AtelierError(
             f'"{name}" is not an image, whatever its name says. Remove it from the folder.'
         ) from error
-    except Image.DecompressionBombError as error:
-        raise AtelierError(f'"{name}" is too large to be safe: {error}. Scale it down.') from error
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise AtelierError(f'"{name}" cannot be read: {error}.') from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise AtelierError(
+            f'"{name}" is too large to be safe: {str(error).rstrip(".")}. Scale it down.'
+        ) from error
+    except BROKEN as error:
+        raise AtelierError(f'"{name}" cannot be read: {_told(error)}.') from error
+    width, height = image.size
+    if width * height <= LARGEST:
+        return image
+    image.close()
+    raise AtelierError(f'"{name}" is too large to be safe: {width} × {height} px. Scale it down.')
+
+
+def _told(error: Exception) -> str:
+    """What an exception says, without the path that the message has already, or in another form."""
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AtelierError, require
 from .listing import Entry, inside
-from .samples import Mask, Role
+from .samples import Mask, Problem, Role
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 """In lower case; the first that lies beside a picture is read."""
 
 METADATA = "metadata.jsonl"
+
+LONGEST_CAPTION = 1_000_000
+"""Bytes; a larger text file is something else than captions."""
 
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -41,6 +45,26 @@ class Facts:
 NOTHING = Facts()
 
 
+def read_text(entry: Entry, most: float = math.inf) -> str:
+    """The text of a file.
+
+    Args:
+        most: bytes it may have.
+
+    Raises:
+        AtelierError: it is larger, cannot be read or is in an encoding that cannot be told.
+    """
+    require(
+        entry.size <= most,
+        f'"{entry.name}" has {entry.size // 1_000_000} MB, too much for captions. Remove it.',
+    )
+    try:
+        with open(entry.path, "rb") as file:
+            return decode_text(file.read(), entry.name)
+    except OSError as error:
+        raise AtelierError(f'"{entry.name}" cannot be read: {error.strerror}.') from error
+
+
 def decode_text(content: bytes, name: str) -> str:
     """UTF-8, or UTF-16 that says so by its byte-order mark.
 
@@ -62,42 +86,59 @@ def caption_lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def read_metadata(text: str, entry: Entry) -> dict[str, Facts]:
-    """Name below the dataset folder -> what is said of it.
+def read_metadata(text: str, entry: Entry) -> tuple[dict[str, Facts | AtelierError], list[Problem]]:
+    """What is said of each picture, by its name below the dataset folder; where a line says
+    something impossible, the error. Lines that name no picture are problems.
 
     The layout is that of Hugging Face's imagefolder: one JSON object a line with ``file_name``,
     relative to the folder the file lies in, and ``text``, here also a list of alternatives.
-
-    Raises:
-        AtelierError: names the file, the line and what is wrong with it.
     """
     folder = entry.name.rpartition("/")[0]
-    facts: dict[str, Facts] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    facts: dict[str, Facts | AtelierError] = {}
+    problems: list[Problem] = []
+    # Not splitlines(): JSON may hold some of the ends of a line that it knows.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f'"{entry.name}" line {number}'
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise AtelierError(f"{where} is no JSON: {error}.") from error
-        require(isinstance(record, dict), f"{where} is no JSON object with a file_name.")
-        name = record.get("file_name")
-        require(isinstance(name, str), f"{where} has no file_name.")
-        try:
-            facts[inside(folder, name)] = _facts(record, folder)
+            name, record = _record(line, folder)
         except AtelierError as error:
-            raise AtelierError(f"{where}: {error}") from error
-    return facts
+            problems.append(Problem(entry.name, f"{where}{error}"))
+            continue
+        try:
+            facts[name] = _facts(record, folder)
+        except AtelierError as error:
+            facts[name] = AtelierError(f"{where}: {error}")
+    return facts, problems
+
+
+def _record(line: str, folder: str) -> tuple[str, dict[str, Any]]:
+    """(name of the picture below the dataset folder, what the line says)."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise AtelierError(f" is no JSON: {error}.") from error
+    require(isinstance(record, dict), " is no JSON object with a file_name.")
+    name = record.get("file_name")
+    require(isinstance(name, str), " has no file_name.")
+    try:
+        return inside(folder, name), record
+    except AtelierError as error:
+        raise AtelierError(f": {error}") from error
 
 
 def _facts(record: dict[str, Any], folder: str) -> Facts:
     mask = _field(record, "mask", str, "a file name, or alpha")
     return Facts(
         captions=_captions(record.get("text")),
-        num_repeats=_field(record, "num_repeats", int, "a whole number", lambda n: n >= 1),
+        num_repeats=_field(
+            record, "num_repeats", int, "a whole number from 1 to 10000", lambda n: 1 <= n <= 10_000
+        ),
         role=_role(record.get("role")),
-        loss_weight=_field(record, "loss_weight", (int, float), "a number", lambda n: n >= 0),
+        loss_weight=_field(
+            record, "loss_weight", (int, float), "a number from 0 to 100", lambda n: 0 <= n <= 100
+        ),
         source=_field(record, "source", str, "a text"),
         license=_field(record, "license", str, "a text"),
         mask=_mask(mask, folder),

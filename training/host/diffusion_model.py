@@ -60,8 +60,9 @@ class HostDiffusionModel:
                 model, self._names, spec.target_modules, spec.target_regex, spec.conv_dim > 0
             )
         else:
-            starts = existing_layers(self.patcher.model, spec.existing, self._names)
-            chosen = {p: layer for p, layer in trainable_layers(model).items() if p in starts}
+            layers = trainable_layers(model)
+            starts = existing_layers(self.patcher.model, spec.existing, layers)
+            chosen = {path: layer for path, layer in layers.items() if path in starts}
         lost = [path for path in chosen if path not in self._names]
         require(
             not lost, f"model: ComfyUI would not load adapters for {len(lost)} layers: {lost[:3]}."

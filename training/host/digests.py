@@ -1,15 +1,16 @@
 """What a text encoder or VAE is, told from its numbers.
 
-Every number of a model of the usual size counts, through a sum over its bits; of the largest text
-encoders (over 4 GB) a sample of each weight stands for it, since reading them whole would take
-longer than encoding a few captions. Patches (a LoRA on the CLIP) count as well, and the weights as
-they were without them: a loaded model carries its patches in its weights.
+Every number of a model of the usual size counts, through a checksum of each weight; of the largest
+text encoders (over 2 GB) evenly spaced values of each weight stand for it, since reading them whole
+would take longer than encoding a few captions. Patches (a LoRA on the CLIP) count as well, and the
+weights as they were without them: a loaded model carries its patches in its weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -20,15 +21,13 @@ from torch import Tensor, nn
 from .tokens import tokenize
 
 SAMPLES = 256
-"""Evenly spaced values of each weight, which say where in it the numbers lie."""
+"""Evenly spaced values of each weight of a large model."""
 
-SUMMED_BYTES = 4 << 30
-"""Models larger than this are told by the samples alone."""
+READ_WHOLE = 2 << 30
+"""Bytes; models larger than this are told by samples."""
 
 PROBE = "A photo, (of) 3 cats."
 """A text whose tokens show how a tokenizer cuts, pads and frames."""
-
-BITS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 def vae_digest(vae: Any) -> str:
@@ -119,7 +118,7 @@ def _weights(patcher: Any, left_out: Collection[str] = ()) -> Iterator[bytes]:
         elif name in patcher.hook_backup:
             weight = patcher.hook_backup[name][0]
         yield name.encode()
-        yield from _tensor(weight, summed=size <= SUMMED_BYTES)
+        yield from _tensor(weight, whole=size <= READ_WHOLE)
     for name, patches in sorted(patcher.patches.items()):
         if name not in left_out:
             yield name.encode()
@@ -129,7 +128,7 @@ def _weights(patcher: Any, left_out: Collection[str] = ()) -> Iterator[bytes]:
 def _parts(value: Any) -> Iterator[bytes]:
     """Everything in a patch or setting that can change what it does."""
     if isinstance(value, Tensor):
-        yield from _tensor(value, summed=True)
+        yield from _tensor(value)
     elif isinstance(value, list | tuple):
         yield f"{len(value)} in {type(value).__name__}".encode()
         for item in value:
@@ -148,30 +147,18 @@ def _parts(value: Any) -> Iterator[bytes]:
 
 
 @torch.no_grad()
-def _tensor(tensor: Tensor, summed: bool) -> Iterator[bytes]:
-    """Type, shape, evenly spaced values, and the sum of the bits as whole numbers (mod 2^64)."""
+def _tensor(tensor: Tensor, whole: bool = True) -> Iterator[bytes]:
+    """Type, shape and numbers, whatever the storage."""
     if hasattr(tensor, "_qdata"):  # the host's quantised tensors
         yield from _parts(tensor._layout_params)
         tensor = tensor._qdata
     tensor = tensor.detach().as_subclass(Tensor)
     yield f"{tensor.dtype} {tuple(tensor.shape)}".encode()
     flat = tensor.reshape(-1)
-    if flat.numel() == 0:
-        return
-    step = -(-flat.numel() // SAMPLES)
-    yield flat[::step].contiguous().view(torch.uint8).cpu().numpy().tobytes()
-    if summed:
-        yield str(int(_bits(flat).sum(dtype=torch.int64))).encode()
-
-
-def _bits(flat: Tensor) -> Tensor:
-    """The same memory as whole numbers, as wide as its length and place allow."""
-    bytes_ = flat.contiguous().view(torch.uint8)
-    for kind in BITS:
-        width = kind.itemsize
-        if bytes_.numel() % width == 0 and bytes_.storage_offset() % width == 0:
-            break
-    return bytes_.view(kind)
+    if not whole:
+        flat = flat[:: max(1, flat.numel() // SAMPLES)]
+    numbers = flat.contiguous().cpu().view(torch.uint8).numpy()
+    yield zlib.crc32(numbers.data).to_bytes(4, "little") if whole else numbers.tobytes()
 
 
 def _kind(value: Any) -> str:

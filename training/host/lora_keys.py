@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
@@ -10,8 +12,9 @@ import comfy.lora_convert
 import comfy.supported_models as families
 from torch import Tensor, nn
 
+from ..adapters.base import weight_shape
 from ..errors import require
-from ..existing_lora import ExistingLora
+from ..existing_lora import DOWN, UP, ExistingLora, Rows, joined
 
 DIFFUSERS_NAMED = (families.SD15, families.SD20)
 """Families whose files carry diffusers' block names (``down_blocks_0_attentions_0_…``); the rest
@@ -26,67 +29,94 @@ def file_names(base: nn.Module, paths: Iterable[str]) -> dict[str, str]:
     names = {path: f"lora_unet_{path.replace('.', '_')}" for path in paths}
     if isinstance(base.model_config, DIFFUSERS_NAMED):
         own = set(names.values())
-        for name, key in host_keys.items():
-            path = _path(key)
+        for name, key in host_keys.items():  # no layer is cut up in these families
+            path = key.removeprefix("diffusion_model.").removesuffix(".weight")
             if path in names and name.startswith("lora_unet_") and name not in own:
                 names[path] = name
     return {path: name for path, name in names.items() if name in host_keys}
 
 
 def existing_layers(
-    base: nn.Module, existing: ExistingLora, paths: Container[str]
+    base: nn.Module, existing: ExistingLora, layers: Mapping[str, nn.Module]
 ) -> dict[str, dict[str, Tensor]]:
     """Layer path inside the diffusion model -> what a LoRA holds for it, in its adapter's names.
 
     Args:
-        paths: the layers that can have an adapter.
+        layers: path -> layer that can have an adapter.
 
     Raises:
         AtelierError: part of it belongs to no layer that can be trained; nothing is left out.
     """
     converted = comfy.lora_convert.convert_lora(dict(existing.tensors))
-    layers = ExistingLora(converted, existing.name).layers()
+    contents = ExistingLora(converted, existing.name).layers()
     meant = _names_of_layers(base)
-    found = {name: meant.get(name) for name in layers}
-    lost = [name for name, path in found.items() if path is None or path not in paths]
-    count = f"{len(lost)} of its {len(layers)} layers"
+    lost = [n for n in contents if n not in meant or meant[n].path not in layers]
+    count = f"{len(lost)} of its {len(contents)} layers"
     require(
         not lost,
         f'existing LoRA "{existing.name}": {count} cannot be continued on this model: '
-        f"{', '.join(lost[:3])}. It was made for another model, or splits "
-        "layers that are one here.",
+        f"{', '.join(lost[:3])}. It was made for another model.",
     )
     require(
-        len(layers) > 0,
+        len(contents) > 0,
         f'existing LoRA "{existing.name}" holds nothing for the diffusion model.',
     )
-    twice = len(found) - len(set(found.values()))
-    require(
-        twice == 0,
-        f'existing LoRA "{existing.name}" holds {twice} layers twice, under two names each.',
-    )
-    return {found[name]: parts for name, parts in layers.items()}
+    found: dict[str, dict[Rows | None, dict[str, Tensor]]] = defaultdict(dict)
+    for name, parts in contents.items():
+        place = meant[name]
+        taken = found[place.path]
+        require(
+            place.rows not in taken and (None not in taken) and (place.rows or not taken),
+            f'existing LoRA "{existing.name}" holds the layer {place.path} more than once.',
+        )
+        require(
+            place.rows is None or parts.keys() == {DOWN, UP, "alpha"},
+            f'existing LoRA "{existing.name}": {name} is a part of a layer here, which is '
+            "continued for plain LoRA alone.",
+        )
+        taken[place.rows] = parts
+    return {
+        path: parts[None] if None in parts else joined(list(parts.items()), _width(layers[path]))
+        for path, parts in found.items()
+    }
 
 
-def _names_of_layers(base: nn.Module) -> dict[str, str]:
-    """Every name that a layer may have in a file -> its path inside the diffusion model."""
+@dataclass(frozen=True)
+class _Place:
+    """What a name in a file means."""
+
+    path: str
+    """Layer inside the diffusion model."""
+    rows: Rows | None = None
+    """Part of its weight; None = all of it."""
+
+
+def _names_of_layers(base: nn.Module) -> dict[str, _Place]:
+    """Every name that a layer, or part of one, may have in a file."""
     names = {}
     for name, key in comfy.lora.model_lora_keys_unet(base, {}).items():
-        if (path := _path(key)) is not None:
-            names[name] = path
-    for name, path in list(names.items()):
+        if (place := _place(key)) is not None:
+            names[name] = place
+    for name, place in list(names.items()):
         if name.startswith(("lora_", "lycoris_", "diffusion_model.")):
             continue
         # peft writes diffusers' paths as they are; the host knows them as attention processors.
         plain = name.removeprefix("unet.").replace(".processor.to_", ".to_")
         plain += ".0" if plain.endswith(".to_out") else ""
         for prefix in ("", *PEFT_PREFIXES):
-            names.setdefault(prefix + plain, path)
+            names.setdefault(prefix + plain, place)
     return names
 
 
-def _path(key: Any) -> str | None:
-    """Path of the layer whose weight a host's key is; None for other keys and parts of weights."""
+def _place(key: Any) -> _Place | None:
+    """What a host's key means; None for what is no weight, and for rows in another order."""
+    if isinstance(key, tuple) and len(key) == 2 and key[1][0] == 0:
+        place = _place(key[0])
+        return place and _Place(place.path, tuple(key[1][1:]))
     if not isinstance(key, str) or not key.endswith(".weight"):
         return None
-    return key.removeprefix("diffusion_model.").removesuffix(".weight")
+    return _Place(key.removeprefix("diffusion_model.").removesuffix(".weight"))
+
+
+def _width(layer: nn.Module) -> int:
+    return weight_shape(layer)[0]

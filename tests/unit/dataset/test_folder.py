@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -9,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.folder import (
@@ -219,19 +220,79 @@ def test_a_caption_file_comes_before_the_metadata(tmp_path: Path) -> None:
         ({"file_name": "../b.png"}, 'line 2: "../b.png" leads out of the folder'),
         ({"file_name": "/etc/passwd"}, "leads out of the folder"),
         ({"file_name": "C:\\b.png"}, "leads out of the folder"),
-        ({"file_name": "a.png", "mask": "../../m.png"}, "leads out of the folder"),
-        ({"file_name": "a.png", "num_repeats": 0}, "num_repeats is 0"),
-        ({"file_name": "a.png", "num_repeats": True}, "num_repeats is True"),
-        ({"file_name": "a.png", "role": "test"}, "role is 'test': .*train, regularisation"),
-        ({"file_name": "a.png", "text": 5}, "text is 5"),
+        ("[" * 100_000, "line 2 is no JSON"),
+        ({"file_name": "gone.png"}, "tells of pictures that are not there: gone.png"),
     ],
 )
-def test_a_wrong_line_of_metadata_is_named(tmp_path: Path, line: dict | str, told: str) -> None:
-    _picture(tmp_path / "a.png")
-    _metadata(tmp_path, "", line)
-    assert re.search(told, _problems(tmp_path)["metadata.jsonl"])
+def test_a_line_of_metadata_that_fits_no_picture_is_named(
+    tmp_path: Path, line: dict | str, told: str
+) -> None:
+    _picture(tmp_path / "a.png", None)
+    _metadata(tmp_path, "", line, {"file_name": "a.png", "text": "a fox"})
+    assert _captions(tmp_path) == ["a fox"]
+    (problem,) = _problems(tmp_path).items()
+    assert problem[0] == "metadata.jsonl" and re.search(told, problem[1])
     with pytest.raises(AtelierError, match=told):
         load_folder(tmp_path, STRICT)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"mask": "../../m.png"}, '"../../m.png" leads out of the folder'),
+        ({"num_repeats": 0}, "num_repeats is 0"),
+        ({"num_repeats": True}, "num_repeats is True"),
+        ({"num_repeats": 1.5}, "num_repeats is 1.5: it must be a whole number"),
+        ({"num_repeats": 10_001}, "num_repeats is 10001"),
+        ({"loss_weight": -1}, "loss_weight is -1"),
+        ({"loss_weight": float("inf")}, "loss_weight is inf"),
+        ({"loss_weight": float("nan")}, "loss_weight is nan"),
+        ({"role": "test"}, "role is 'test': .*train, regularisation"),
+        ({"text": 5}, "text is 5"),
+        ({"text": ["a", 5]}, "text is .'a', 5."),
+        ({"source": 5}, "source is 5: it must be a text"),
+    ],
+)
+def test_a_picture_of_which_the_metadata_says_something_impossible_is_left_out(
+    tmp_path: Path, fields: dict, told: str
+) -> None:
+    for name in "ab":
+        _picture(tmp_path / f"{name}.png", None)
+    _metadata(tmp_path, {"file_name": "a.png", **fields}, {"file_name": "b.png", "text": "a fox"})
+    assert [(s.name, s.caption) for s in _load(tmp_path).samples] == [("b.png", "a fox")]
+    (problem,) = _problems(tmp_path).items()
+    assert problem[0] == "a.png" and re.search(f'"metadata.jsonl" line 1: {told}', problem[1])
+    with pytest.raises(AtelierError, match=told):
+        load_folder(tmp_path, STRICT)
+
+
+def test_a_line_of_metadata_ends_where_json_says(tmp_path: Path) -> None:
+    """Python takes U+2028 and others for the end of a line as well."""
+    _picture(tmp_path / "a.png", None)
+    line = json.dumps({"file_name": "a.png", "source": "x\u2028y\x85z"}, ensure_ascii=False)
+    _metadata(tmp_path, line + "\r", "")
+    assert _sample(tmp_path, "a.png").source == "x\u2028y\x85z"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_metadata_may_begin_with_a_mark(tmp_path: Path, encoding: str) -> None:
+    _picture(tmp_path / "a.png", None)
+    text = json.dumps({"file_name": "a.png", "text": "Füchslein"}, ensure_ascii=False)
+    (tmp_path / "Metadata.JSONL").write_text(text, encoding=encoding)
+    assert _captions(tmp_path) == ["Füchslein"]
+
+
+def test_metadata_in_another_encoding_is_named(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_bytes(b'{"file_name": "F\xfcchse.png"}')
+    assert "is not UTF-8 text" in _problems(tmp_path)["metadata.jsonl"]
+
+
+def test_the_role_on_the_node_comes_before_that_in_the_metadata(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png")
+    _metadata(tmp_path, {"file_name": "a.png", "role": "validation"})
+    assert _sample(tmp_path, "a.png").role is Role.VALIDATION
+    assert _sample(tmp_path, "a.png", role=Role.REGULARISATION).role is Role.REGULARISATION
 
 
 def test_masks_lie_beside_the_pictures_and_are_no_pictures(tmp_path: Path) -> None:
@@ -272,11 +333,121 @@ def test_a_mask_named_in_the_metadata_is_used_and_no_picture(tmp_path: Path) -> 
     assert Path(sample.mask.path).name == "cover.png"
 
 
+def test_a_mask_in_the_metadata_that_is_not_there_is_named(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png"), _picture(tmp_path / "b.png")
+    _metadata(tmp_path, {"file_name": "a.png", "mask": "cover.png"})
+    assert _problems(tmp_path) == {}
+    assert "cover.png" in _problems(tmp_path, mask=MaskSource.FILES)["a.png"]
+
+
+def test_the_metadata_may_say_that_the_mask_is_in_the_picture(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png"), _picture(tmp_path / "a.mask.png", None)
+    _metadata(tmp_path, {"file_name": "a.png", "mask": "alpha"})
+    assert _sample(tmp_path, "a.png").mask is None
+    assert _sample(tmp_path, "a.png", mask=MaskSource.FILES).mask is Mask.ALPHA
+
+
+def test_of_two_masks_that_of_the_same_extension_is_taken(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.png"):
+        _picture(tmp_path / "set" / name)
+        _picture(tmp_path / "masks" / name.replace("b.png", "b.webp"), None)
+    options = FolderOptions(mask=MaskSource.FILES, mask_folder=tmp_path / "masks")
+    samples = load_folder(tmp_path / "set", options, within=[tmp_path]).samples
+    assert [Path(s.mask.path).name for s in samples] == ["a.jpg", "a.png", "b.webp"]
+
+
+def test_masks_in_the_folder_are_no_pictures_even_when_they_are_not_used(tmp_path: Path) -> None:
+    _picture(tmp_path / "set" / "a.png"), _picture(tmp_path / "set" / "masks" / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    for folder in (tmp_path / "set", tmp_path / "link"):
+        assert _names(tmp_path / "set", mask_folder=folder / "masks") == ["a.png"]
+    with pytest.raises(AtelierError, match="mask_folder is the folder of the pictures itself"):
+        _load(tmp_path / "set", mask_folder=tmp_path / "link")
+
+
+def test_masks_lie_in_folders_that_may_be_read(tmp_path: Path) -> None:
+    _picture(tmp_path / "set" / "a.png"), _picture(tmp_path / "masks" / "a.png", None)
+    _picture(tmp_path / "private" / "b.png", None)
+    (tmp_path / "masks" / "b.png").symlink_to(tmp_path / "private" / "b.png")
+    options = FolderOptions(mask=MaskSource.FILES, mask_folder=tmp_path / "masks")
+    roots = [tmp_path / "set", tmp_path / "masks"]
+    (problem,) = load_folder(tmp_path / "set", options, within=roots).problems
+    assert problem.name == "b.png" and "leads out" in problem.reason
+    with pytest.raises(AtelierError, match="masks.* lies outside of the folders that may be read"):
+        load_folder(tmp_path / "set", options, within=roots[:1])
+    with pytest.raises(AtelierError, match="mask_folder: there is no folder"):
+        load_folder(
+            tmp_path / "set",
+            FolderOptions(mask=MaskSource.FILES, mask_folder=tmp_path / "none"),
+        )
+
+
 def test_a_broken_mask_leaves_its_picture_out(tmp_path: Path) -> None:
     _picture(tmp_path / "a.png"), _picture(tmp_path / "b.png")
     (tmp_path / "a.mask.png").write_text("no picture")
     assert _names(tmp_path, mask=MaskSource.FILES) == ["b.png"]
     assert "a.mask.png" in _problems(tmp_path, mask=MaskSource.FILES)["a.png"]
+
+
+def test_a_link_to_a_caption_or_metadata_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("password")
+    for name in ("a.png", "b.png"):
+        _picture(tmp_path / "set" / name, None)
+    (tmp_path / "set" / "a.txt").symlink_to(secret)
+    (tmp_path / "set" / "metadata.jsonl").symlink_to(secret)
+    dataset = _load(tmp_path / "set")
+    assert [s.captions for s in dataset.samples] == [("",), ("",)]
+    assert [p.name for p in dataset.problems] == ["a.txt", "metadata.jsonl"]
+    assert all("leads out" in problem.reason for problem in dataset.problems)
+
+
+def test_a_large_text_is_no_caption(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png"), _picture(tmp_path / "b.png")
+    with (tmp_path / "a.txt").open("wb") as file:
+        file.truncate(3_000_000_000)  # no disk space is taken, but the memory would be
+    assert _problems(tmp_path) == {
+        "a.png": '"a.txt" has 3000 MB, too much for captions. Remove it.'
+    }
+
+
+def test_no_pixels_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(4):
+        _picture(tmp_path / f"{i}.png"), _picture(tmp_path / f"{i}.mask.png", None)
+
+    def decoded(*_):
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr(Image.Image, "load", decoded)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
+    assert len(_load(tmp_path, mask=MaskSource.FILES).samples) == 4
+
+
+def test_the_work_may_be_ended_at_any_picture(tmp_path: Path) -> None:
+    for i in range(4):
+        _picture(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_text("no picture")
+    ticks = []
+
+    def tick() -> None:
+        ticks.append(1)
+        if len(ticks) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_folder(tmp_path, tick=tick)
+    assert gc.isenabled()
+    ticks = [1] * 3
+    load_folder(tmp_path, tick=tick)
+    assert len(ticks) == 7
+
+
+def test_a_folder_may_be_named_from_where_one_is(tmp_path: Path, monkeypatch) -> None:
+    _picture(tmp_path / "foxes" / "a.png")
+    monkeypatch.chdir(tmp_path / "foxes")
+    dataset = load_folder(Path("."))
+    assert dataset.name == "foxes"
+    assert dataset.samples[0].image.path == str(tmp_path / "foxes" / "a.png")
 
 
 def test_a_part_is_set_aside_for_validation(tmp_path: Path) -> None:
@@ -349,6 +520,21 @@ def test_every_broken_picture_is_named_and_the_others_are_there(tmp_path: Path) 
     assert [s.may_be_skipped for s in _load(tmp_path).samples] == [True]
 
 
+def test_of_many_broken_files_three_are_told_in_full(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    with pytest.raises(AtelierError) as alone:
+        load_folder(tmp_path, STRICT)
+    assert str(alone.value) == (
+        '1 file of the folder cannot be used: "b.png" is empty (0 bytes). Remove it or copy it '
+        "again. Mend or remove them, or set unusable_files to skip."
+    )
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    with pytest.raises(AtelierError, match=r'^5 files .*"0.png".*"1.png".*"2.png".* And 2 more\.'):
+        load_folder(tmp_path, STRICT)
+
+
 def test_when_every_picture_is_broken_the_first_reason_is_told(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_text("no picture")
     with pytest.raises(AtelierError, match='holds no pictures. "b.png" is not an image'):
@@ -379,6 +565,14 @@ def test_what_was_asked_for_is_in_the_dataset(tmp_path: Path) -> None:
     assert (dataset.sources, dataset.licenses) == ("own photos", "CC0")
     assert dataset.images_per_epoch == 6
     assert {sample.fit for sample in dataset.samples} == {fit}
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 0.95, float("nan")])
+def test_a_validation_fraction_out_of_range_is_refused_before_anything_is_read(
+    fraction: float,
+) -> None:
+    with pytest.raises(AtelierError, match=f"validation_fraction is {fraction}"):
+        FolderOptions(validation_fraction=fraction)
 
 
 @pytest.mark.parametrize("num_repeats", [0, -1, 10_001])
@@ -449,7 +643,36 @@ def test_a_change_of_the_mask_folder_changes_the_fingerprint(tmp_path: Path) -> 
     assert len(set(prints)) == 3
 
 
-@pytest.mark.parametrize("name", ["notes.md", ".hidden.png", ".cache/thumb.png"])
+def test_a_change_behind_a_link_that_is_followed_changes_the_fingerprint(tmp_path: Path) -> None:
+    _picture(tmp_path / "set" / "a.png")
+    _picture(tmp_path / "elsewhere" / "b.png"), _picture(tmp_path / "elsewhere" / "c.png")
+    (tmp_path / "set" / "b.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    (tmp_path / "set" / "more").symlink_to(tmp_path / "elsewhere")
+
+    def now() -> tuple[str, str]:
+        folder = tmp_path / "set"
+        return folder_fingerprint(folder, None, [tmp_path]), folder_fingerprint(folder)
+
+    prints = [now()]
+    for name in ("b.png", "c.png"):
+        os.utime(tmp_path / "elsewhere" / name, ns=(3, 3))
+        prints.append(now())
+    assert len({followed for followed, _ in prints}) == 3
+    assert len({not_followed for _, not_followed in prints}) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.md",
+        "notes.txt",
+        "history.jsonl",
+        ".hidden.png",
+        ".cache/thumb.png",
+        "a.png.bak",
+        "sub/nothing.doc",
+    ],
+)
 def test_what_is_no_part_of_the_dataset_leaves_the_fingerprint(tmp_path: Path, name: str) -> None:
     _picture(tmp_path / "a.png")
     before = folder_fingerprint(tmp_path)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import lora_atelier.training.dataset.folder as folder_module
-from lora_atelier.training.dataset.folder import load_folder
+from lora_atelier.training.dataset.folder import FolderOptions, MaskSource, load_folder
 
 OLD = time.time() - 86_400
 
@@ -32,11 +35,19 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
+def with_checksum(content: bytes) -> bytes:
+    return b"%08x\n" % zlib.crc32(content) + content
+
+
+def entries(file: Path) -> dict[str, list]:
+    return json.loads(file.read_bytes().partition(b"\n")[2])["files"]
+
+
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were really opened."""
     opened: list[str] = []
-    for name in ("_read_size", "_read_text"):
+    for name in ("_read_size", "_read_caption"):
         real = getattr(folder_module, name)
         monkeypatch.setattr(
             folder_module, name, lambda entry, real=real: opened.append(entry.name) or real(entry)
@@ -74,11 +85,31 @@ def test_a_file_changed_just_now_is_not_trusted(folder: Path, tmp_path: Path, re
     assert load_folder(folder, index=tmp_path / "index").samples[0].caption == "other"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 0, "files": {}}', "\x00\xff"])
-def test_a_broken_index_is_made_again(folder: Path, tmp_path: Path, read, content: str) -> None:
+def _swapped_entries(content: bytes) -> bytes:
+    return content.replace(b'"0.png"', b'"9.tmp"').replace(b'"0.txt"', b'"0.png"')
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda content: b"",
+        lambda content: b"\x00\xff",
+        lambda content: b"00000000\n{}",
+        lambda content: content[: len(content) // 2],
+        lambda content: content.replace(b"64", b"46", 1),
+        lambda content: content.replace(b'"version"', b'"versiom"'),
+        _swapped_entries,
+        lambda content: with_checksum(b"[]"),
+        lambda content: with_checksum(b'{"version": 0, "files": {}}'),
+    ],
+)
+def test_a_broken_index_is_made_again(
+    folder: Path, tmp_path: Path, read, broken: Callable[[bytes], bytes]
+) -> None:
     expected = load_folder(folder, index=tmp_path / "index")
     (file,) = (tmp_path / "index").iterdir()
-    file.write_text(content)
+    assert broken(file.read_bytes()) != file.read_bytes()
+    file.write_bytes(broken(file.read_bytes()))
     assert load_folder(folder, index=tmp_path / "index") == expected
     read.clear()
     load_folder(folder, index=tmp_path / "index")
@@ -91,7 +122,7 @@ def test_files_that_are_gone_leave_the_index(folder: Path, tmp_path: Path) -> No
         file.unlink()
     load_folder(folder, index=tmp_path / "index")
     (file,) = (tmp_path / "index").iterdir()
-    assert sorted(json.loads(file.read_text())["files"]) == ["4.png", "4.txt", "5.png", "5.txt"]
+    assert sorted(entries(file)) == ["4.png", "4.txt", "5.png", "5.txt"]
 
 
 def test_two_folders_do_not_share_an_index(folder: Path, tmp_path: Path) -> None:
@@ -102,3 +133,74 @@ def test_two_folders_do_not_share_an_index(folder: Path, tmp_path: Path) -> None
         load_folder(place, index=tmp_path / "index")
     assert load_folder(other, index=tmp_path / "index").samples[0].caption == "another"
     assert len(list((tmp_path / "index").iterdir())) == 2
+
+
+def test_masks_of_their_own_folder_do_not_take_the_place_of_pictures(
+    folder: Path, tmp_path: Path, read
+) -> None:
+    (tmp_path / "masks").mkdir()
+    for i in range(6):
+        picture(tmp_path / "masks" / f"{i}.png", (10 + i, 64))
+    options = FolderOptions(mask=MaskSource.FILES, mask_folder=tmp_path / "masks")
+    first = load_folder(folder, options, within=[tmp_path], index=tmp_path / "index")
+    assert [s.image.size[0] for s in first.samples] == [64, 65, 66, 67, 68, 69]
+    assert [s.mask.size[0] for s in first.samples] == [10, 11, 12, 13, 14, 15]
+    read.clear()
+    assert load_folder(folder, options, within=[tmp_path], index=tmp_path / "index") == first
+    assert read == []
+
+
+def test_what_another_node_asks_of_the_folder_is_not_forgotten(
+    folder: Path, tmp_path: Path, read
+) -> None:
+    """Two nodes may load one folder, with and without its masks."""
+    picture(folder / "0.mask.png")
+    (folder / "0.mask.txt").unlink()
+    with_masks = FolderOptions(mask=MaskSource.FILES)
+    for options in (with_masks, FolderOptions()):
+        load_folder(folder, options, index=tmp_path / "index")
+    read.clear()
+    for options in (with_masks, FolderOptions()):
+        load_folder(folder, options, index=tmp_path / "index")
+    assert read == []
+
+
+def test_an_index_that_did_not_change_is_not_written_again(folder: Path, tmp_path: Path) -> None:
+    load_folder(folder, index=tmp_path / "index")
+    (file,) = (tmp_path / "index").iterdir()
+    os.utime(file, ns=(1, 1))
+    load_folder(folder, index=tmp_path / "index")
+    assert file.stat().st_mtime_ns == 1
+
+
+def test_an_index_that_cannot_be_written_only_costs_time(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "index").write_text("a file where the folder should be")
+    dataset = load_folder(folder, index=tmp_path / "index")
+    assert len(dataset.samples) == 6
+
+
+def test_a_folder_keeps_its_index_however_it_is_called(
+    folder: Path, tmp_path: Path, read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_folder(folder, index=tmp_path / "index")
+    read.clear()
+    monkeypatch.chdir(folder)
+    assert load_folder(Path("."), index=tmp_path / "index") == first
+    assert read == []
+
+
+def test_several_write_one_index(folder: Path, tmp_path: Path, caplog) -> None:
+    """As two servers with one output folder do."""
+
+    def load_often(worker: int) -> None:
+        for turn in range(40):
+            times = (1 + turn, 1 + worker)
+            os.utime(folder / "0.txt", times)
+            dataset = load_folder(folder, index=tmp_path / "index")
+            assert [s.caption for s in dataset.samples] == [f"number {i}" for i in range(6)]
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(load_often, range(3)))
+    assert caplog.text == ""
+    (file,) = (tmp_path / "index").iterdir()
+    assert len(entries(file)) == 12

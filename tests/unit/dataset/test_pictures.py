@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,21 +120,23 @@ def test_a_turned_photo_is_set_upright(
     upright, exif = _pattern(8, 8), Image.Exif()
     exif[ORIENTATION] = orientation
     stored = np.ascontiguousarray(stored_as(upright))
-    path = _saved(tmp_path / "a.png", stored, exif=exif)
-    assert np.array_equal(_bytes(load_image(path, 8)), upright)
+    for extension in ("png", "tif"):
+        path = _saved(tmp_path / f"a.{extension}", stored, exif=exif)
+        assert np.array_equal(_bytes(load_image(path, 8)), upright), extension
 
 
-@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif"])
-@pytest.mark.parametrize(
-    ("orientation", "size"), [(1, (8, 4)), (3, (8, 4)), (6, (4, 8)), (8, (4, 8))]
-)
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif", "avif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_size_of_a_turned_photo_is_that_of_the_upright_one(
-    tmp_path: Path, extension: str, orientation: int, size: tuple[int, int]
+    tmp_path: Path, extension: str, orientation: int
 ) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     path = tmp_path / f"a.{extension}"
-    Image.new("RGB", (8, 4)).save(path, exif=exif)
+    if f".{extension}" not in Image.registered_extensions():
+        pytest.skip(f"this Pillow has no {extension}")
+    Image.new("RGB", (64, 32)).save(path, exif=exif)
+    size = (64, 32) if orientation < 5 else (32, 64)
     assert check_image(path) == size
     assert open_picture(ImageFile(str(path), size)).size == size
 
@@ -185,6 +189,72 @@ def test_cmyk_jpegs_have_their_colours(tmp_path: Path) -> None:
     assert max(green, blue) < 0.03
 
 
+def test_cmyk_keeps_every_pixel(tmp_path: Path) -> None:
+    """What a printer lays down is taken from white: R = (255 - C)(255 - K) / 255."""
+    ink = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+    Image.fromarray(ink, "CMYK").save(tmp_path / "a.tif")
+    left = 255.0 - ink
+    expected = left[..., :3] * left[..., 3:] / 255
+    picture = _bytes(load_image(tmp_path / "a.tif", 8))
+    assert np.abs(picture - expected).max() <= 1
+
+
+def test_cmyk_jpegs_are_inverted_as_adobe_writes_them(tmp_path: Path) -> None:
+    """No ink is stored as 255 in them; Pillow must have undone that."""
+    Image.new("CMYK", (16, 16), (0, 0, 0, 0)).save(tmp_path / "a.jpg", quality=100)
+    assert b"Adobe" in (tmp_path / "a.jpg").read_bytes()
+    assert load_image(tmp_path / "a.jpg", 8).min() > 0.97
+
+
+def _png(path: Path, pixels: np.ndarray, colour_type: int, *chunks: tuple[bytes, bytes]) -> Path:
+    """16 bits a channel, which Pillow does not write in colour."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
+        + b"".join(chunk(*more) for more in chunks)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def _claiming(path: Path, width: int, height: int) -> Path:
+    """A picture of which there is no more than the header."""
+    _png(path, np.zeros((1, 1), np.uint16), 0)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_16_bit_colours_and_alpha_keep_their_shades(
+    tmp_path: Path, colour_type: int, channels: int
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (8, 8, channels), np.uint16)
+    image = open_picture(ImageFile(str(_png(tmp_path / "a.png", pixels, colour_type)), (8, 8)))
+    assert image.mode == ("RGB" if channels == 3 else "RGBA")
+    if channels == 2:
+        pixels = pixels[:, :, [0, 0, 0, 1]]
+    assert np.abs(np.asarray(image) - pixels / 257).max() < 1
+
+
+def test_one_16_bit_grey_may_be_transparent(tmp_path: Path) -> None:
+    grey = np.full((8, 8), 40_000, np.uint16)
+    grey[0, 0], grey[0, 1] = 300, 301
+    path = _png(tmp_path / "a.png", grey, 0, (b"tRNS", struct.pack(">H", 300)))
+    picture = _bytes(load_image(path, 8))
+    assert picture[0, :3, 0].tolist() == [255, 1, 156]
+
+
 @pytest.mark.parametrize("extension", ["gif", "webp", "png"])
 def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, extension: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
@@ -196,10 +266,14 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, extension: str
     assert _bytes(load_image(path, 8))[4, 4].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "bmp", "gif", "tiff"])
+@pytest.mark.parametrize(
+    "extension", ["jpg", "png", "webp", "bmp", "gif", "tiff", "avif", "jp2", "tga", "ppm", "qoi"]
+)
 def test_a_file_cut_short_is_refused_by_name(tmp_path: Path, extension: str) -> None:
     whole, path = tmp_path / f"whole.{extension}", tmp_path / f"cut short.{extension}"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    if f".{extension}" not in Image.registered_extensions():
+        pytest.skip(f"this Pillow has no {extension}")
     content = _saved(whole, noise).read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(AtelierError, match=re.escape(str(path))):
@@ -225,12 +299,41 @@ def test_text_named_png_is_refused_by_name(tmp_path: Path, read: Callable) -> No
 
 @pytest.mark.parametrize("read", [check_image, lambda path: load_image(path, 8)])
 def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, read: Callable) -> None:
-    """A file of a few kB that would unpack to more than twice Pillow's limit of pixels."""
-    path = tmp_path / "bomb.png"
-    Image.new("1", (20_000, 20_000)).save(path)
-    assert path.stat().st_size < 100_000
+    """A small file that says it would unpack to more than twice Pillow's limit of pixels."""
+    path = _claiming(tmp_path / "bomb.png", 20_000, 20_000)
     with pytest.raises(AtelierError, match=re.escape(f'"{path}" is too large')):
         read(path)
+
+
+def test_a_bomb_is_refused_also_when_other_packs_switch_the_limit_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _claiming(tmp_path / "bomb.png", 20_000, 20_000)
+    for limit in (Image.MAX_IMAGE_PIXELS, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(AtelierError, match='bomb.png" is too large'):
+            check_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_between_a_warning_and_the_limit_a_picture_loads(tmp_path: Path) -> None:
+    assert check_image(_claiming(tmp_path / "a.png", 13_000, 13_000)) == (13_000, 13_000)
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_where_warnings_are_errors_such_a_picture_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(AtelierError, match='a.png" is too large to be safe'):
+        check_image(_claiming(tmp_path / "a.png", 13_000, 13_000))
+
+
+def test_a_document_that_would_be_run_as_a_program_is_no_picture_by_any_name(
+    tmp_path: Path,
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", "EPS")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "EPS"  # the trap is there
+    with pytest.raises(AtelierError, match='a.png" is not an image'):
+        check_image(tmp_path / "a.png")
 
 
 def test_transparency_may_be_laid_on_any_colour(tmp_path: Path) -> None:
@@ -247,6 +350,38 @@ def test_float_pictures_keep_their_shades(tmp_path: Path) -> None:
     assert picture[0, :, 0].tolist() == [round(i / 7 * 255) for i in range(8)]
     bright = _bytes(load_image(_saved(tmp_path / "b.tif", values * 4), 8))
     assert np.array_equal(bright, picture)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        (np.float32, [0, 0.5, 1, 0.25], [0, 128, 255, 64]),
+        (np.float32, [-1, 0, 0.5, 1], [0, 128, 191, 255]),
+        (np.float32, [0, 1000, 2000, 4000], [0, 64, 128, 255]),
+        (np.float32, [np.nan, 0.5, np.inf, -np.inf], [0, 128, 255, 0]),
+        (np.float32, [np.nan, 2, np.inf, 1], [0, 255, 255, 128]),
+        (np.float32, [-3e38, 0, 1, 3e38], [0, 128, 128, 255]),
+        (np.int32, [0, 257, 32768, 65535], [0, 1, 128, 255]),
+        (np.int32, [0, 65536, 131072, 262144], [0, 64, 128, 255]),
+        (np.int32, [-65535, 0, 1, 65535], [0, 128, 128, 255]),
+        (np.int32, [-(2**31), 0, 2**30, 2**31 - 1], [0, 128, 191, 255]),
+        (np.uint32, [0, 2**31, 3 * 2**30, 2**32 - 1], [0, 128, 191, 255]),
+    ],
+)
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_no_shade_of_a_32_bit_picture_is_cut_off(
+    tmp_path: Path, kind: type, values: list[float], expected: list[int]
+) -> None:
+    path, pixels = tmp_path / "a.tif", np.tile(np.array(values, kind), (4, 1))
+    unsigned = kind is np.uint32
+    _saved(path, pixels.view(np.int32) if unsigned else pixels)
+    if unsigned:  # Pillow writes signed numbers only: change the tag, SampleFormat, SHORT, 1, 2
+        content = path.read_bytes()
+        tag = struct.pack("<HHII", 339, 3, 1, 2)
+        assert tag in content
+        path.write_bytes(content.replace(tag, struct.pack("<HHII", 339, 3, 1, 1)))
+    grey = np.asarray(open_picture(ImageFile(str(path), (4, 4))))[0, :, 0]
+    assert np.abs(grey.astype(int) - expected).max() <= (1 if kind is np.float32 else 0), grey
 
 
 def test_grey_with_alpha_is_laid_on_the_ground(tmp_path: Path) -> None:
@@ -268,7 +403,8 @@ def test_rarer_formats_are_read_too(tmp_path: Path, extension: str) -> None:
 
 
 def test_documents_are_no_pictures() -> None:
-    assert not image_suffixes() & {".pdf", ".eps", ".txt", ".mpg", ".h5"}
+    assert not image_suffixes() & {".pdf", ".eps", ".txt", ".mpg", ".h5", ".bufr", ".wmf", ".grib"}
+    assert image_suffixes() >= {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def test_pixels_of_the_graph_are_told_apart_by_their_content() -> None:
