@@ -154,6 +154,7 @@ class FitImages(io.ComfyNode):
         bucket_reso_steps: str | None = None,
         min_bucket_reso: int | None = None,
         max_bucket_reso: int | None = None,
+        bucket_no_upscale: bool | None = None,
         crop_variants: int | None = None,
         background: str | None = None,
     ) -> bool | str:
@@ -164,6 +165,7 @@ class FitImages(io.ComfyNode):
             bucket_reso_steps=bucket_reso_steps,
             min_bucket_reso=min_bucket_reso,
             max_bucket_reso=max_bucket_reso,
+            bucket_no_upscale=bucket_no_upscale,
             crop_variants=crop_variants,
             background=background,
         )

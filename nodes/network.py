@@ -129,12 +129,18 @@ def _spec(
     **others: Any,
 ) -> NetworkSpec:
     """The widgets as the engine's settings; a preset's numbers win over those of the widgets."""
+    kind = choice("algorithm", algorithm, Algorithm)
     size = SIZES.get(choice("preset", preset, Preset), (network_dim, network_alpha))
+    require(
+        preset == Preset.CUSTOM.value or kind.has_rank,
+        f"preset is {preset}, which sets rank and alpha, but algorithm {algorithm} has none. Set "
+        "preset to custom, or choose another algorithm.",
+    )
     if existing is None and network_weights != NO_FILE:  # not read yet: judge what goes with it
         existing = ExistingLora({}, network_weights)
     return NetworkSpec(
         *size,
-        algorithm=choice("algorithm", algorithm, Algorithm),
+        algorithm=kind,
         target_modules=choice("target_modules", target_modules, TargetModules),
         block_dims=parse_block_dims(block_dims),
         existing=existing,

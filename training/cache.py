@@ -56,8 +56,8 @@ class TensorCache:
             with safe_open(self.path(key), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, SafetensorError, ValueError, AttributeError):
-            return None  # the last two: a flipped bit made a type of numbers that torch has not
+        except (OSError, SafetensorError, AttributeError):
+            return None  # the last: a flipped bit named a type of numbers that this torch has not
         whole = metadata.pop(CHECKSUM, None) == _checksum(tensors, metadata)
         return (tensors, metadata) if whole else None
 
@@ -89,6 +89,23 @@ class TensorCache:
                     "that disk (the whole cache folder may be deleted) and queue again: what was "
                     "encoded so far is kept."
                 ) from error
+
+
+class MemoryCache:
+    """Entries that no other run may find; they live as long as this object."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+
+    def read(self, key: str) -> Entry | None:
+        """An entry, or None."""
+        return self._entries.get(key)
+
+    @torch.inference_mode(False)
+    def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Make or replace an entry."""
+        copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+        self._entries[key] = (copies, {})
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

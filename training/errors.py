@@ -11,6 +11,10 @@ class AtelierError(ValueError):
     """Something a person can mend: names the widget or file, the value, and what to do."""
 
 
+class FileChanged(AtelierError):
+    """A file is not as it was when its folder was read; queueing again reads it anew."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise :class:`AtelierError` with ``message`` unless ``condition`` holds."""
     if not condition:

@@ -146,8 +146,9 @@ def _require_same_kind(
     name: str, adapter: Adapter, start: Mapping[str, Tensor], spec: NetworkSpec
 ) -> None:
     """Refuse what a file holds for a layer unless it is exactly what the algorithm has there."""
-    own = {key: value.numel() for key, value in adapter.state_dict().items()}
-    wanted = {key: value.numel() for key, value in start.items()}
+    # A 1×1 convolution may have been written as the matrix it is, so that shapes differ in ones.
+    own = {key: (v.shape[:1], v.numel()) for key, v in adapter.state_dict().items()}
+    wanted = {key: (v.shape[:1], v.numel()) for key, v in start.items()}
     require(
         own == wanted,
         f'existing LoRA "{spec.existing.name if spec.existing else ""}": for layer {name} it holds '

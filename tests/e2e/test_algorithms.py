@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from host import HostServer
 from training_graph import (
@@ -92,8 +92,7 @@ def test_a_run_continues_from_a_file_and_from_the_graph(server: HostServer) -> N
     server.queue(graph(prefix="algorithms/first")).check()
     file = "algorithms/first_00001_.safetensors"
     again = graph(steps=1, prefix="algorithms/second", network_weights=file)
-    text = Watched(server, again).text(TRAIN)
-    assert f'continued from "{file}"' in text
+    assert f'continued from "{file}"' in Watched(server, again).text(TRAIN)
     second = graph(steps=1, prefix="algorithms/third")
     second |= {f"{key}-first": value for key, value in graph().items() if key in (TRAIN, NETWORK)}
     second[f"{TRAIN}-first"]["inputs"]["network"] = [f"{NETWORK}-first", 0]
@@ -107,6 +106,19 @@ def test_a_run_continues_from_a_file_and_from_the_graph(server: HostServer) -> N
     assert all(np.array_equal(one[key], other[key]) for key in one)
 
 
+def test_a_file_that_was_written_anew_is_read_anew(server: HostServer) -> None:
+    server.queue(graph(steps=1, prefix="algorithms/rewritten")).check()
+    file = "algorithms/rewritten_00001_.safetensors"
+    again = graph(steps=1, prefix="algorithms/reader", network_weights=file)
+    assert Watched(server, again).ran(NETWORK)
+    assert not Watched(server, again).ran(NETWORK)
+    path = server.base / "models/loras" / file
+    tensors = load_file(path)
+    save_file({key: np.asarray(value * 2) for key, value in tensors.items()}, path)
+    watched = Watched(server, again)
+    assert watched.ran(NETWORK) and watched.ran(TRAIN)
+
+
 @pytest.mark.parametrize(
     ("network", "words"),
     [
@@ -118,6 +130,10 @@ def test_a_run_continues_from_a_file_and_from_the_graph(server: HostServer) -> N
         ),
         ({"block_dims": "4, 4"}, "block_dims holds 2 numbers, but the chosen layers lie in 4 bloc"),
         ({"block_dims": "4, x"}, 'block_dims is "4, x": write one whole number'),
+        (
+            {"algorithm": "oft", "preset": "light"},
+            "preset is light, which sets rank and alpha, but",
+        ),
         ({"algorithm": "bert"}, "algorithm is 'bert': it must be one of lora, dora"),
         ({"network_weights": "nowhere.safetensors"}, 'there is no file "nowhere.safetensors"'),
         ({"network_weights": "../../x.safetensors"}, 'there is no file "../../x.safetensors"'),

@@ -337,7 +337,7 @@ def test_pictures_of_a_folder_that_do_not_fit_are_left_out_and_those_of_the_grap
         "end": shown("fit"),
     }
     text = Watched(server, prompt).text("fit")
-    assert text.startswith("1 bucket: 64×64: 4\n1 file left out:\npole.png: ")
+    assert text.startswith('1 bucket: 64×64: 4\n1 file left out: pole.png\n"pole.png" (40')
     made = {**_made(), "fit": fit(["made", 0], bucket_no_upscale=True), "end": shown("fit")}
     refused_with(server.queue(made), "made_0001.png", "40×600 px", "bucket_no_upscale")
 

@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as mm
 import comfy.sd
 import pytest
 import torch
-from comfy.ldm.models.autoencoder import AutoencoderKL
 from PIL import Image
-from torch import Tensor
+from safetensors.torch import load_file
 
-from lora_atelier.training.dataset.fit import Crop, FitOptions, LatentKind, Variant
-from lora_atelier.training.dataset.folder import FolderOptions, MaskSource, load_folder
+from lora_atelier.training.dataset.fit import Crop, FitOptions, Variant
+from lora_atelier.training.dataset.folder import FolderOptions, load_folder
 from lora_atelier.training.dataset.samples import ImageDataset
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.examples import View, captions, views
@@ -100,6 +100,19 @@ def test_a_second_run_encodes_nothing(parts, folder, cache, calls: Calls) -> Non
     for view in views(first.run.dataset):
         ours, theirs = (s.run.data.images[view].latent for s in (first, again))
         assert torch.equal(ours, theirs)
+
+
+def test_a_second_run_loads_neither_vae_nor_text_encoder(parts, folder, cache) -> None:
+    begin(parts, folder, cache)
+    assert parts.vae.patcher in loaded() and parts.clip.patcher in loaded()
+    mm.unload_all_models()
+    begin(parts, folder, cache)
+    assert loaded() == []
+
+
+def loaded() -> list[Any]:
+    """Patchers of the models that are on the device."""
+    return [entry.model for entry in mm.current_loaded_models]
 
 
 def test_an_edited_picture_is_encoded_again_and_no_other(parts, folder, cache, calls) -> None:
@@ -196,77 +209,6 @@ def test_a_cancelled_start_goes_on_where_it_was(parts, folder, cache, calls, mon
     assert not any("atelier" in t.name.lower() for t in threading.enumerate())
 
 
-def test_two_runs_share_a_cache_at_the_same_time(parts, folder, cache) -> None:
-    """Writers of the same entries do not get in each other's way."""
-    from lora_atelier.training.cache import TensorCache
-
-    store = TensorCache(cache)
-    tensors = {"latent": torch.randn(4, 64, 64)}
-    keys = [f"{i:064x}" for i in range(20)]
-
-    def write_all() -> None:
-        for key in keys * 5:
-            store.write(key, tensors)
-
-    threads = [threading.Thread(target=write_all) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    seen = 0
-    while any(thread.is_alive() for thread in threads):
-        for key in keys:
-            entry = store.read(key)
-            if entry is not None:
-                seen += 1
-                assert torch.equal(entry[0]["latent"], tensors["latent"])
-    assert seen > 0
-    assert not [f for f in cache.rglob("*") if f.name.endswith(".partial")]
-
-
-def test_a_latent_is_what_the_vae_gives_in_the_model_s_scale(parts, folder, cache) -> None:
-    state = begin(parts, folder, cache)
-    sample = state.run.dataset.samples[0]
-    with Image.open(sample.image.path) as image:
-        flat = Image.new("RGB", image.size, "white")
-        flat.paste(image.convert("RGB"), mask=image.convert("RGBA").getchannel("A"))
-        small = flat.resize((64, 64), Image.Resampling.LANCZOS)
-    pixels = (
-        torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(1, 64, 64, 3) / 255
-    )
-    with torch.inference_mode():
-        expected = parts.model.model.process_latent_in(parts.vae.encode(pixels))[0]
-    latent = state.run.data.images[views(state.run.dataset)[0]].latent
-    torch.testing.assert_close(latent, expected, rtol=0, atol=0.02)
-    assert not latent.is_inference()
-
-
-def test_a_mask_is_kept_at_the_latent_s_size(parts, folder, cache) -> None:
-    picture = next(folder.glob("*.png"))
-    mask = Image.new("L", (64, 64), 0)
-    mask.paste(255, (0, 0, 20, 64))
-    mask.save(folder / f"{picture.stem}.mask.png")
-    state = begin(parts, folder, cache, mask=MaskSource.FILES)
-    samples = state.run.dataset.samples
-    found = [state.run.data.images[v].mask for v in views(state.run.dataset)]
-    assert [m is not None for m in found] == [s.name == picture.name for s in samples]
-    kept = next(m for m in found if m is not None)
-    expected = torch.zeros(8, 8)
-    expected[:, :2], expected[:, 2] = 1.0, 0.5  # 20 of 64 px are two and a half of eight places
-    torch.testing.assert_close(kept, expected, rtol=0, atol=0.02)
-
-
-def test_alpha_serves_as_mask(parts, folder, cache) -> None:
-    picture = Image.new("RGBA", (64, 64), (200, 30, 30, 0))
-    picture.paste((200, 30, 30, 255), (0, 0, 64, 16))
-    picture.save(folder / "zzz.png")
-    (folder / "zzz.txt").write_text("a red stripe")
-    state = begin(parts, folder, cache, mask=MaskSource.ALPHA)
-    masks = [state.run.data.images[v].mask for v in views(state.run.dataset)]
-    assert [m is None for m in masks] == [True] * 4 + [False]  # no alpha channel, no mask
-    expected = torch.zeros(8, 8)
-    expected[:2] = 1.0
-    torch.testing.assert_close(masks[-1], expected)
-
-
 def test_every_view_and_text_that_may_be_drawn_is_there(parts, folder, cache) -> None:
     fit = replace(FIT, crop=Crop.RANDOM, crop_variants=3, flip_aug=True, resolutions=(64, 128))
     state = begin(parts, folder, cache, fit=fit)
@@ -302,6 +244,7 @@ def test_a_picture_cut_short_is_left_out_and_named(parts, folder, cache, calls) 
     assert problem.name == broken.name and "damaged or cut short" in problem.reason
     assert str(folder) not in problem.reason  # what a node shows is saved with the graph
     assert broken.name not in [s.name for s in state.run.dataset.samples]
+    assert calls == {"vae": 3, "clip": 4}  # its caption is not needed either
     assert set(state.run.data.images) == set(views(state.run.dataset))
     trained = train(state, 3, Recorder())
     assert trained.step == 3
@@ -321,6 +264,16 @@ def test_pictures_without_captions_are_refused_before_any_work(parts, folder, ca
     with pytest.raises(AtelierError, match="1 of 4 pictures have no caption: .*class_tokens"):
         begin(parts, folder, cache)
     assert not calls
+
+
+def test_a_checkpoint_without_a_vae_is_refused(parts, tiny_checkpoint, folder, cache) -> None:
+    """The host gives an empty one for it."""
+    weights = {n: t for n, t in load_file(tiny_checkpoint).items() if "first_stage_model" not in n}
+    with torch.inference_mode():
+        vae = comfy.sd.load_state_dict_guess_config(weights)[2]
+    assert vae is not None
+    with pytest.raises(AtelierError, match="vae: this checkpoint holds no VAE"):
+        begin(replace(parts, vae=vae), folder, cache)
 
 
 def lora_on(clip: Any, strength: float) -> Any:
@@ -365,36 +318,3 @@ def test_the_same_checkpoint_loaded_twice_is_the_same(parts, tiny_checkpoint, fo
         other.clip.cond_stage_model.clip_l.transformer.text_projection.weight.fill_(7.0)
     begin(other, folder, cache)
     assert {f: f.stat().st_mtime_ns for f in cache.rglob("*.safetensors")} == files
-
-
-@pytest.fixture(scope="module")
-def autoencoder() -> Any:
-    """A VAE with a distribution: the host's AutoencoderKL at its least width."""
-    config = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3}
-    config |= {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}
-    config |= {"attn_resolutions": [], "dropout": 0.0}
-    params = {"ddconfig": config, "embed_dim": 4}
-    with torch.inference_mode(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = AutoencoderKL(**params).state_dict()
-        weights = {name: torch.randn_like(w) * 0.05 for name, w in weights.items()}
-        return comfy.sd.VAE(sd=weights, config={"params": params})
-
-
-def test_the_mode_or_a_sample_of_the_vae_s_distribution(
-    parts, autoencoder, folder, cache, calls
-) -> None:
-    parts = replace(parts, vae=autoencoder)
-
-    def latents(kind: LatentKind, place: str) -> list[Tensor]:
-        state = begin(parts, folder, cache / place, fit=replace(FIT, latents=kind))
-        return [state.run.data.images[v].latent for v in views(state.run.dataset)]
-
-    state = torch.get_rng_state()
-    mode, sample = latents(LatentKind.MODE, "a"), latents(LatentKind.SAMPLE, "a")
-    assert torch.equal(torch.get_rng_state(), state)
-    assert autoencoder.first_stage_model.regularization.sample is False
-    assert not any(torch.equal(a, b) for a, b in zip(mode, sample, strict=True))
-    again = latents(LatentKind.SAMPLE, "b")
-    assert all(torch.equal(a, b) for a, b in zip(sample, again, strict=True))
-    assert calls["vae"] == 0  # none of it came from the other VAE

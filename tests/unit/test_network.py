@@ -242,3 +242,22 @@ def test_a_lora_for_other_widths_is_refused() -> None:
     layers = {"a": TargetLayer(nn.Linear(4, 6), start=file.layers()["a"])}
     with pytest.raises(AtelierError, match="for another model cannot be continued"):
         build_network(layers, NetworkSpec(existing=file), 0)
+
+
+def test_a_difference_for_a_layer_of_other_sides_is_refused() -> None:
+    """As many numbers, but not the same layer."""
+    file = ExistingLora({"a.diff": torch.ones(4, 6)}, "old")
+    layers = {"a": TargetLayer(nn.Linear(4, 6), start=file.layers()["a"])}
+    with pytest.raises(AtelierError, match='"old": for layer a it holds diff, which is not'):
+        build_network(layers, NetworkSpec(algorithm=Algorithm.FULL, existing=file), 0)
+
+
+def test_a_1x1_convolution_continues_from_a_matrix() -> None:
+    layer = nn.Conv2d(8, 6, 1)
+    file = ExistingLora(
+        {"a.lora_down.weight": torch.ones(2, 8), "a.lora_up.weight": torch.ones(6, 2)}, "old"
+    )
+    layers = {"a": TargetLayer(layer, start=file.layers()["a"])}
+    adapter = build_network(layers, NetworkSpec(existing=file), 0)["a"]
+    assert adapter.delta_weight().shape == (6, 8, 1, 1)
+    assert (adapter.delta_weight() == 2).all()

@@ -10,7 +10,7 @@ import time
 import zlib
 from pathlib import Path
 
-from ..errors import AtelierError
+from ..errors import AtelierError, FileChanged
 from ..files import write_whole
 from .pictures import ImagePixels, Picture
 
@@ -44,7 +44,7 @@ class ContentDigests:
         """Digest of a picture's file, or of the pixels of one that the graph made.
 
         Raises:
-            AtelierError: the file is gone or cannot be read.
+            FileChanged: the file is gone or cannot be read any more.
         """
         if isinstance(picture, ImagePixels):
             return picture.digest
@@ -91,7 +91,7 @@ def content_digest(picture: Picture) -> str:
     """SHA-256 of what a picture is made of at this moment.
 
     Raises:
-        AtelierError: the file is gone or cannot be read.
+        FileChanged: the file is gone or cannot be read any more.
     """
     if isinstance(picture, ImagePixels):
         return picture.digest
@@ -105,8 +105,11 @@ def content_digest(picture: Picture) -> str:
     return digest.hexdigest()
 
 
-def _unreadable(path: str, error: OSError) -> AtelierError:
-    return AtelierError(f'"{path}" cannot be read: {error.strerror or error}.')
+def _unreadable(path: str, error: OSError) -> FileChanged:
+    return FileChanged(
+        f'"{path}" cannot be read: {error.strerror or error}. It could when the folder was read: '
+        "put it back, or queue again to go on without it."
+    )
 
 
 def _read(file: Path) -> dict[str, tuple[Stamp, str]]:

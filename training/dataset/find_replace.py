@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
-from ..errors import AtelierError, require
+from ..errors import AtelierError, needed_package, require
 
-LONGEST_CAPTION = 5000
-"""Characters a regular expression is tried on; the work may grow with their square, or worse."""
-MOST_SECONDS = 60.0
-"""A regular expression may take for all captions together."""
-
-REPEAT = r"(?:[+*]|\{\d+,\})"
-REPEATED_REPEAT = re.compile(
-    rf"(?<!\\)\((?:\?:|\?P<\w+>)?(?:\\.|\[[^\]]+\]|[^\\()\[\]|*+?{{}}]){REPEAT}\??\){REPEAT}"
-)
-"""``(a+)+`` and its kin: on a text that does not match they try every way to cut it up, 2ⁿ of
-them. Less plain ones are not recognised; Python cannot stop a search that has begun."""
+MOST_SECONDS = 20.0
+"""A regular expression may take for all captions together: ``(a+)+`` and its kin try every way to
+cut up a text that does not match, 2ⁿ of them, and a graph can come from anyone."""
 
 
 def replacement(find: str, replace_with: str, use_regex: bool) -> Callable[[str], str]:
@@ -29,8 +22,8 @@ def replacement(find: str, replace_with: str, use_regex: bool) -> Callable[[str]
             ``replace_with`` may take groups of it (``\\1``, ``\\g<name>``).
 
     Raises:
-        AtelierError: a widget holds no valid expression. The result raises it for a caption that
-            is too long, or when the search takes too long.
+        AtelierError: a widget holds no valid expression. The result raises it when the search
+            takes too long.
     """
     require(
         find != "" or replace_with == "",
@@ -46,48 +39,45 @@ def replacement(find: str, replace_with: str, use_regex: bool) -> Callable[[str]
 class _Substitution:
     """Replaces in one caption after another and counts the seconds."""
 
-    def __init__(self, pattern: re.Pattern[str], replace_with: str) -> None:
-        self.pattern, self.replace_with, self.seconds = pattern, replace_with, 0.0
+    def __init__(self, pattern: Any, replace_with: str) -> None:
+        self.pattern, self.replace_with, self.left = pattern, replace_with, MOST_SECONDS
 
     def __call__(self, text: str) -> str:
-        require(
-            len(text) <= LONGEST_CAPTION,
-            f'find: the caption "{text[:60]} …" has {len(text)} characters, and a regular '
-            f"expression is tried on {LONGEST_CAPTION} at most, since it could take forever. "
-            "Shorten the caption, or turn use_regex off.",
-        )
         begin = time.perf_counter()
-        found = self.pattern.sub(self.replace_with, text)
-        self.seconds += time.perf_counter() - begin
-        require(
-            self.seconds <= MOST_SECONDS,
-            f'find: "{self.pattern.pattern}" takes more than {MOST_SECONDS:g} s. Make it simpler: '
-            "fewer * and + beside each other.",
-        )
+        try:
+            # Concurrent: a search that takes long must not hold up the server.
+            found = self.pattern.sub(
+                self.replace_with, text, timeout=max(self.left, 1e-3), concurrent=True
+            )
+        except TimeoutError as error:
+            raise AtelierError(
+                f'find: "{self.pattern.pattern}" takes more than {MOST_SECONDS:g} s. Make it '
+                "simpler: fewer * and + beside each other or inside one another."
+            ) from error
+        self.left -= time.perf_counter() - begin
         return found
 
 
-def _compiled(find: str) -> re.Pattern[str]:
+def _regex() -> ModuleType:
+    """Python's own engine cannot be stopped once it searches; this one can."""
+    return needed_package("regex", "use_regex")
+
+
+def _compiled(find: str) -> Any:
     try:
-        pattern = re.compile(find)
-    except (re.error, OverflowError, RecursionError) as error:
+        return _regex().compile(find)
+    except (_regex().error, OverflowError, RecursionError) as error:
         raise AtelierError(
             f'find is "{find}", which is no regular expression: {_where(error)}. Mend it, or turn '
             "use_regex off to find it as it is written."
         ) from error
-    nested = REPEATED_REPEAT.search(find)
-    if nested:
-        raise AtelierError(
-            f'find is "{find}": "{nested[0]}" at character {nested.start() + 1} repeats what is '
-            "repeated already, which could take forever. One + or * is enough."
-        )
-    return pattern
 
 
-def _check_template(pattern: re.Pattern[str], replace_with: str) -> None:
+def _check_template(pattern: Any, replace_with: str) -> None:
     try:
-        pattern.sub(replace_with, "")
-    except (re.error, IndexError) as error:
+        # The engine reads it at the first match; this pattern always has one.
+        _regex().compile(f"{pattern.pattern}\n|").sub(replace_with, "")
+    except (_regex().error, IndexError) as error:
         raise AtelierError(
             f'replace_with is "{replace_with}", which does not fit find: {_where(error)}. \\1 is '
             "the first group in brackets; a backslash itself is \\\\."
@@ -95,6 +85,6 @@ def _check_template(pattern: re.Pattern[str], replace_with: str) -> None:
 
 
 def _where(error: Exception) -> str:
-    if isinstance(error, re.error) and error.pos is not None:
-        return f"{error.msg} at character {error.pos + 1}"
-    return str(error.args[0])
+    place = getattr(error, "pos", None)
+    text = getattr(error, "msg", None) or str(error.args[0])
+    return text if place is None else f"{text} at character {place + 1}"

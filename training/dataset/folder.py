@@ -17,7 +17,7 @@ from ..errors import AtelierError, require
 from .fit import FitOptions, fits
 from .folder_index import FolderIndex
 from .listing import Entry, list_folder
-from .pictures import ImageFile, check_image, image_suffixes
+from .pictures import ImageFile, check_image, image_suffixes, same_shape
 from .samples import (
     ImageDataset,
     Mask,
@@ -214,6 +214,7 @@ class _Reader:
         self, folder: Path, options: FolderOptions, within: Sequence[Path], index: Path | None
     ) -> None:
         self.options = options
+        self.name = folder.name
         self.files = _Files(folder, within)
         self.problems: list[Problem] = list(self.files.problems)
         self.index = FolderIndex(folder, index)
@@ -275,21 +276,24 @@ class _Reader:
             )
             self.problems.append(Problem(entry.name, reason))
             return None
-        repeats, _ = kohya_folder(entry.name)
+        repeats = options.num_repeats * self._kohya(entry)[0]
+        weight = options.loss_weight if facts.loss_weight is None else facts.loss_weight
         return Sample(
             image=ImageFile(entry.path, size),
             name=entry.name,
             captions=captions,
-            num_repeats=options.num_repeats * repeats * (facts.num_repeats or 1),
+            num_repeats=repeats if facts.num_repeats is None else facts.num_repeats,
             role=facts.role if facts.role and options.role is Role.TRAIN else options.role,
-            loss_weight=options.loss_weight
-            * (1 if facts.loss_weight is None else facts.loss_weight),
+            loss_weight=weight,
             mask=mask,
             source=options.source if facts.source is None else facts.source,
             license=options.license if facts.license is None else facts.license,
             fit=options.fit,
             may_be_skipped=options.unusable_files is UnusableFiles.SKIP,
         )
+
+    def _kohya(self, entry: Entry) -> tuple[int, str]:
+        return kohya_folder(f"{self.name}/{entry.name}")
 
     def _captions(self, entry: Entry, facts: Facts) -> tuple[str, ...]:
         lines: tuple[str, ...] = ()
@@ -308,7 +312,7 @@ class _Reader:
         return tuple(join_caption(trigger, line) for line in lines) if trigger else lines
 
     def _caption_without_file(self, entry: Entry) -> str:
-        _, class_tokens = kohya_folder(entry.name)
+        _, class_tokens = self._kohya(entry)
         if class_tokens or self.options.captions is CaptionSource.FILES:
             return class_tokens
         return entry.stem.rpartition("/")[2].replace("_", " ").strip()
@@ -327,9 +331,18 @@ class _Reader:
                     f'"{entry.name}" has the mask "{facts.mask}" in its metadata, which is not '
                     "there. Put it back, or remove it from the metadata."
                 )
-            return ImageFile(named.path, _size(self.index, named))
+            return self._of_its_shape(named, self.index, entry)
         found = self.masks.get(entry.name) or self.masks.get(entry.stem)
-        return None if found is None else ImageFile(found.path, _size(self.mask_index, found))
+        return None if found is None else self._of_its_shape(found, self.mask_index, entry)
+
+    def _of_its_shape(self, mask: Entry, index: FolderIndex, entry: Entry) -> ImageFile:
+        size, of_picture = _size(index, mask), _size(self.index, entry)
+        require(
+            same_shape(size, of_picture),
+            f'"{mask.name}" is {size[0]}×{size[1]} px, its picture "{entry.name}" '
+            f"{of_picture[0]}×{of_picture[1]} px. A mask must have the shape of its picture.",
+        )
+        return ImageFile(mask.path, size)
 
     def _masks_beside(self) -> dict[str, Entry]:
         """Name of a picture without its extension -> its mask."""

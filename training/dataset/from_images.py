@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import AtelierError, require
 from .buckets import Size
 from .fit import FitOptions
-from .pictures import ImagePixels
+from .pictures import ImagePixels, same_shape
 from .samples import ImageDataset, Role, Sample, require_sample_numbers
 from .tags import join_caption
 
@@ -165,7 +165,7 @@ def _mask(mask: Tensor, size: Size, place: int) -> ImagePixels:
     )
     height, width = values.shape
     require(
-        abs(width * size[1] - height * size[0]) <= max(width, height, *size),
+        same_shape((width, height), size),
         f"masks: mask {place} is {width}×{height} px, its picture {size[0]}×{size[1]} px. A mask "
         "must have the shape of its picture.",
     )

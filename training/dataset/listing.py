@@ -70,7 +70,7 @@ def list_folder(folder: Path, suffixes: Set[str], within: Sequence[Path] = ()) -
     top = _Place("", str(folder), os.path.realpath(folder))
     require(
         _below(top.real, roots),
-        f'folder "{folder}" lies outside of the folders that may be read: {", ".join(roots)}.',
+        f'folder "{folder}" lies outside the folders this pack may read: {", ".join(roots)}.',
     )
     found = Listing([], [])
     seen: set[str] = set()

@@ -8,10 +8,12 @@ import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ImageFile as PillowFile
 from torch import Tensor
 
 from ..errors import AtelierError
@@ -102,6 +104,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(sorted(known, key=lambda kind: (kind not in COMMON, kind)))
 
 
+def same_shape(one: Size, other: Size) -> bool:
+    """Whether two pictures have one aspect ratio, but for the rounding of their sides."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
+
+
 def check_image(path: Path | str, name: str | None = None) -> Size:
     """Upright (width, height) from the header alone, so that large folders are listed fast.
 
@@ -132,7 +139,8 @@ def open_picture(picture: Picture) -> Image.Image:
     with _opened(path, path) as image:
         turn = UPRIGHT.get(_orientation(image))
         try:
-            image.load()
+            with _NothingMissing():
+                image.load()
             if image.format == "TIFF":
                 turn = None  # Pillow has turned it already
             whole = _eight_bit(image)
@@ -143,6 +151,30 @@ def open_picture(picture: Picture) -> Image.Image:
                 "original or remove it from the folder."
             ) from error
     return whole if turn is None else whole.transpose(turn)
+
+
+class _NothingMissing:
+    """Pillow refuses files that are cut short, also when another pack told it to fill the rest with
+    grey. The switch is one for all threads, so the last to leave puts it back."""
+
+    lock = Lock()
+    inside = 0
+    before = False
+
+    def __enter__(self) -> None:
+        kind = _NothingMissing
+        with kind.lock:
+            if kind.inside == 0:
+                kind.before = PillowFile.LOAD_TRUNCATED_IMAGES
+                PillowFile.LOAD_TRUNCATED_IMAGES = False
+            kind.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        kind = _NothingMissing
+        with kind.lock:
+            kind.inside -= 1
+            if kind.inside == 0:
+                PillowFile.LOAD_TRUNCATED_IMAGES = kind.before
 
 
 def fitted_pixels(image: Image.Image, placement: Placement, background: tuple) -> Tensor:

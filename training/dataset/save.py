@@ -1,12 +1,14 @@
 """A dataset as a folder of ordinary files, which other trainers read too; whole or not at all.
 
 Beside each picture (``fox.png``) lie its captions (``fox.txt``, a line each) and its mask
-(``fox.mask.png``); ``metadata.jsonl`` holds these and everything else that is said of a picture.
-Files of pictures are copied byte for byte.
+(``fox.mask.png``); ``metadata.jsonl`` holds these and repeats, role, weight, source and licence.
+Files of pictures are copied byte for byte. How they are fitted and what training does to captions
+(Fit Images, Edit Captions from shuffle_caption on) are settings of the graph and not saved.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import re
@@ -60,12 +62,19 @@ class SavedDataset:
     """Files of the same name that are replaced."""
     others: tuple[str, ...] = ()
     """Files of the folder that are no part of the dataset and stayed as they were."""
+    own: bool = False
+    """The folder is the one the pictures were loaded from."""
 
     def summary(self, folder: str) -> str:
         """For the node; ``folder`` is how it is called there."""
         text = f"{self.pictures} pictures → {folder}"
         if self.replaced:
             text += f"\n{self.replaced} files replaced"
+        if self.own:
+            text += (
+                "\nThese are the files that were loaded: take Edit Captions out before the next "
+                "run, or it edits the edited captions"
+            )
         if self.others:
             text += f"\n{len(self.others)} other files stay there: {shorten(list(self.others))}"
         return text
@@ -100,24 +109,42 @@ def save_dataset(
     """
     if if_exists is IfExists.STOP:
         _require_new(folder)
+    replace = if_exists is IfExists.REPLACE and folder.is_dir()
     with _partial_folder(folder) as partial:
-        _write(dataset, partial, tick)
-        if if_exists is IfExists.REPLACE and folder.is_dir():
-            return _put_into(folder, partial, len(dataset.samples))
+        stems = file_stems(dataset.samples, _stems_there(folder) if replace else ())
+        _write(dataset.samples, stems, partial, tick)
+        if replace:
+            return _put_into(folder, partial, dataset.samples)
         return SavedDataset(_put_beside(folder, partial, if_exists), len(dataset.samples))
 
 
-def file_stems(samples: Sequence[Sample]) -> list[str]:
-    """The path of each sample without its suffix: safe on every system, unique ignoring case."""
+def file_stems(samples: Sequence[Sample], there: Iterable[str] = ()) -> list[str]:
+    """The path of each sample without its suffix: safe on every system, unique ignoring case.
+
+    Args:
+        there: stems of files that lie in the folder already; only a sample of that very name may
+            take one of them.
+    """
+    wanted = [_safe_stem(sample.name) for sample in samples]
+    others = {stem.casefold() for stem in chain(wanted, there)}
     taken: set[str] = set()
     stems = []
-    for sample in samples:
-        stem = _safe_stem(sample.name)
-        numbered = chain([stem], (f"{stem}_{number}" for number in count(2)))
-        free = next(s for s in numbered if s.casefold() not in taken)
-        taken.add(free.casefold())
-        stems.append(free)
+    for stem in wanted:
+        if stem.casefold() in taken:
+            numbered = (f"{stem}_{number}" for number in count(2))
+            stem = next(s for s in numbered if s.casefold() not in taken | others)
+        taken.add(stem.casefold())
+        stems.append(stem)
     return stems
+
+
+def _stems_there(folder: Path) -> list[str]:
+    return [_without_suffix(name) for name in _visible_files(folder)]
+
+
+def _without_suffix(name: str) -> str:
+    suffix = PurePosixPath(name).suffix
+    return name[: len(name) - len(suffix)]
 
 
 def _safe_stem(name: str) -> str:
@@ -129,10 +156,9 @@ def _safe_stem(name: str) -> str:
 
 
 def _safe_folder(part: str) -> str:
-    part = _safe_part(part).replace(".", "_")  # told from every file
-    number, underscore, name = part.partition("_")
-    # The repeats that a kohya folder (10_fox) stands for are in the metadata already.
-    return f"{number}-{name}" if underscore and number.isdecimal() else part
+    part = _safe_part(part)
+    a_file_s = PurePosixPath(part).suffix.lower() in image_suffixes() | {".txt", ".caption"}
+    return part.replace(".", "_") if a_file_s else part
 
 
 def _safe_part(part: str) -> str:
@@ -143,11 +169,11 @@ def _safe_part(part: str) -> str:
     return part or "_"
 
 
-def _write(dataset: ImageDataset, folder: Path, tick: Tick) -> None:
+def _write(samples: Sequence[Sample], stems: Sequence[str], folder: Path, tick: Tick) -> None:
     # Readers of metadata files want one type in a column.
-    several = any(len(sample.captions) > 1 for sample in dataset.samples)
+    several = any(len(sample.captions) > 1 for sample in samples)
     lines = []
-    for sample, stem in zip(dataset.samples, file_stems(dataset.samples), strict=True):
+    for sample, stem in zip(samples, stems, strict=True):
         files = _Files.of(stem, _suffix(sample.image))
         (folder / files.picture).parent.mkdir(parents=True, exist_ok=True)
         _write_picture(sample.image, folder / files.picture)
@@ -273,8 +299,9 @@ def _put_beside(folder: Path, partial: Path, if_exists: IfExists) -> Path:
     return free
 
 
-def _put_into(folder: Path, partial: Path, pictures: int) -> SavedDataset:
-    """Move each file to its place, the metadata last."""
+def _put_into(folder: Path, partial: Path, samples: Sequence[Sample]) -> SavedDataset:
+    """Move each file to its place, the metadata last; equal ones stay untouched, so that who
+    watches the folder sees no change where there is none."""
     _keep_metadata_of_others(folder, partial)
     names = [name for name in _visible_files(partial) if name != METADATA] + [METADATA]
     root = Path(os.path.realpath(folder))
@@ -289,6 +316,9 @@ def _put_into(folder: Path, partial: Path, pictures: int) -> SavedDataset:
             f'folder: "{target}" is a folder, and a file of the dataset has this name. Rename it.',
         )
         target.parent.mkdir(parents=True, exist_ok=True)
+    others = [name for name in _visible_files(folder) if name not in set(names)]
+    own = any(_lies_in(sample.image, root) for sample in samples)
+    names = [name for name in names if not _equal(partial / name, folder / name)]
     replaced = sum(os.path.lexists(folder / name) for name in names)
     for done, name in enumerate(names):
         try:
@@ -298,8 +328,17 @@ def _put_into(folder: Path, partial: Path, pictures: int) -> SavedDataset:
                 f'"{folder / name}" could not be replaced: {error}. {done} of {len(names)} files '
                 "were; queue again to replace the rest."
             ) from error
-    others = [name for name in _visible_files(folder) if name not in set(names)]
-    return SavedDataset(folder, pictures, replaced, tuple(others))
+    return SavedDataset(folder, len(samples), replaced, tuple(others), own)
+
+
+def _equal(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)
+
+
+def _lies_in(picture: Picture, folder: Path) -> bool:
+    """Whether a picture is read from a folder, given with its links resolved."""
+    path = getattr(picture, "path", None)
+    return path is not None and Path(os.path.realpath(path)).is_relative_to(folder)
 
 
 def _keep_metadata_of_others(folder: Path, partial: Path) -> None:

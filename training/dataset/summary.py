@@ -22,7 +22,7 @@ def left_out(dataset: ImageDataset) -> list[str]:
         return []
     names = shorten([problem.name for problem in problems], 3)
     lines = [f"{len(problems)} file{'s' if len(problems) > 1 else ''} left out: {names}"]
-    lines += [f"{problem.name}: {problem.reason}" for problem in problems[:MOST_PROBLEMS]]
+    lines += [problem.reason for problem in problems[:MOST_PROBLEMS]]
     rest = len(problems) - MOST_PROBLEMS
     return lines + ([f"and {rest} more"] if rest > 0 else [])
 

@@ -9,7 +9,6 @@ weights as they were without them: a loaded model carries its patches in its wei
 from __future__ import annotations
 
 import hashlib
-import secrets
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -30,11 +29,11 @@ PROBE = "A photo, (of) 3 cats."
 """A text whose tokens show how a tokenizer cuts, pads and frames."""
 
 
-def vae_digest(vae: Any) -> str:
-    """Changes when the latents of a picture may change."""
+def vae_digest(vae: Any) -> str | None:
+    """Changes when the latents of a picture may change; None when that cannot be told."""
     patcher = getattr(vae, "patcher", None)
-    if patcher is None or _opaque(patcher):  # what it makes is never found again
-        return secrets.token_hex(32)
+    if patcher is None or _opaque(patcher):
+        return None
     facts = (
         _kind(vae),
         _kind(vae.first_stage_model),
@@ -51,10 +50,12 @@ def vae_digest(vae: Any) -> str:
 def clip_digest(clip: Any) -> str | None:
     """Changes when the conditioning of a caption may change.
 
-    None when that cannot be told: another node has hung hooks or code of its own on the encoder.
+    None when that cannot be told: another node has hung hooks or code of its own on the encoder, or
+    keeps its weights where they cannot be read (GGUF).
     """
     patcher = clip.patcher
-    if patcher.forced_hooks is not None or _opaque(patcher):
+    hooks = (patcher.forced_hooks, clip.apply_hooks_to_conds)
+    if hooks != (None, None) or _opaque(patcher):
         return None
     model = clip.cond_stage_model
     facts = (
@@ -95,7 +96,9 @@ def _without_effect(model: nn.Module) -> set[str]:
 
 
 def _opaque(patcher: Any) -> bool:
-    """Whether other nodes hung things on a model whose effect cannot be read."""
+    """Whether a model has other nodes' code on it, or weights, that cannot be read."""
+    if any(weight.is_meta for weight in patcher.model_state_dict().values()):
+        return True
     names = ("object_patches", "weight_wrapper_patches", "injections", "wrappers")
     return any(_holds_anything(getattr(patcher, name, None)) for name in names)
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..ahead import made_ahead
-from ..cache import TensorCache, digest_of
+from ..cache import MemoryCache, TensorCache, digest_of
 from ..dataset.digests import ContentDigests, content_digest
 from ..dataset.fit import LatentKind
 from ..dataset.pictures import Picture, fitted_mask, fitted_pixels, open_picture
 from ..dataset.samples import ImageDataset, Mask, Problem, Role, Sample
-from ..errors import AtelierError, require
-from ..examples import EncodedImage, View, placement_of, views
+from ..errors import AtelierError, FileChanged, require
+from ..examples import EncodedImage, View, items, placement_of, views
 from ..random_streams import global_stream
 from .digests import vae_digest
 from .encoders import gone
@@ -42,7 +42,9 @@ log = logging.getLogger("lora_atelier")
 class CachedImages(Mapping[View, EncodedImage]):
     """Pictures as the VAE gave them, read from disk when they are asked for."""
 
-    def __init__(self, cache: TensorCache, keys: Mapping[View, str], base: Any) -> None:
+    def __init__(
+        self, cache: TensorCache | MemoryCache, keys: Mapping[View, str], base: Any
+    ) -> None:
         self._cache, self._base = cache, base
         self._keys = {view: bytes.fromhex(key) for view, key in keys.items()}
 
@@ -79,18 +81,40 @@ def cached_images(
     Raises:
         AtelierError: a picture that may not be skipped is broken, or none is left to train on.
     """
+    _require_whole_steps(vae, dataset)
     encoder = vae_digest(vae)
+    if encoder is None:
+        log.warning(
+            "vae: what it makes cannot be told, so latents are held in memory, for one run."
+        )
+    cache = MemoryCache() if encoder is None else TensorCache(folder / "latents")
     while True:
-        filling = _Filling(vae, base, dataset, folder)
+        filling = _Filling(vae, base, dataset, cache, ContentDigests(folder))
         try:
-            filling.look_up(encoder, tick)
+            filling.look_up(encoder or "", tick)
             filling.encode(tick)
         finally:
             filling.digests.save()
         if not filling.broken:
-            return dataset, CachedImages(filling.cache, filling.keys, base)
+            return dataset, CachedImages(cache, filling.keys, base)
         # Other regularisation pictures may take the place of those that are left out: once more.
         dataset = filling.sound()
+
+
+def _require_whole_steps(vae: Any, dataset: ImageDataset) -> None:
+    """The VAE would cut the rest of a side away, and the mask with it, but for another part.
+
+    Raises:
+        AtelierError: a picture trains at a size that is no multiple of the VAE's steps.
+    """
+    steps = getattr(vae, "spacial_compression_encode", lambda: 8)()
+    for width, height in sorted(set(items(dataset).buckets)):
+        require(
+            width % steps == 0 and height % steps == 0,
+            f"vae: it works in steps of {steps} px, but pictures are to train at {width}×{height} "
+            f"px. On Fit Images, choose bucket_reso_steps of {steps} or more and a resolution that "
+            f"is a multiple of {steps}.",
+        )
 
 
 class _Job(NamedTuple):
@@ -116,10 +140,16 @@ class _Pixels(NamedTuple):
 class _Filling:
     """One dataset on its way into the cache."""
 
-    def __init__(self, vae: Any, base: Any, dataset: ImageDataset, folder: Path) -> None:
+    def __init__(
+        self,
+        vae: Any,
+        base: Any,
+        dataset: ImageDataset,
+        cache: TensorCache | MemoryCache,
+        digests: ContentDigests,
+    ) -> None:
         self.vae, self.base, self.dataset = vae, base, dataset
-        self.cache = TensorCache(folder / "latents")
-        self.digests = ContentDigests(folder)
+        self.cache, self.digests = cache, digests
         self.keys: dict[View, str] = {}
         self.jobs: list[_Job] = []
         self.broken: dict[int, Problem] = {}
@@ -200,7 +230,7 @@ class _Filling:
         sample = self.dataset.samples[index]
         for picture in _files(sample):
             self.digests.forget(picture)
-        if not sample.may_be_skipped:
+        if not sample.may_be_skipped or isinstance(error, FileChanged):
             raise error
         log.warning("Left out: %s", error)
         self.broken[index] = Problem(sample.name, _shown(error, sample))
@@ -258,6 +288,7 @@ def _decoded(job: _Job) -> Iterator[tuple[_Job, _Pixels | AtelierError]]:
     try:
         image = open_picture(job.sample.image)
         mask = _opened_mask(job.sample, image)
+        _require_some(mask, job.sample)
         _require_unchanged(job, image.size)
     except AtelierError as error:
         yield job, error
@@ -278,15 +309,26 @@ def _opened_mask(sample: Sample, image: Any) -> Any:
     return (mask if mask.size == image.size else mask.resize(image.size)).convert("L")
 
 
+def _require_some(mask: Any, sample: Sample) -> None:
+    """A mask that hides everything would make every look at its picture a wasted step."""
+    if mask is not None:
+        grey = mask.getchannel("A") if mask.mode == "RGBA" else mask
+        require(
+            grey.getextrema()[1] > 0,
+            f'"{sample.name}" has a mask that is black all over (or it is all transparent), so '
+            "nothing of it would count. White counts: mend the mask or take the picture out.",
+        )
+
+
 def _require_unchanged(job: _Job, size: tuple[int, int]) -> None:
     """What was decoded must be what the keys say, or an entry would lie under a wrong key."""
     sample = job.sample
     same = size == sample.image.size and _content(sample, content_digest) == job.content
-    require(
-        same,
-        f'"{getattr(sample.image, "path", sample.name)}" or its mask was changed while the run was '
-        "being prepared. Queue again.",
-    )
+    if not same:
+        raise FileChanged(
+            f'"{getattr(sample.image, "path", sample.name)}" or its mask was changed while the run '
+            "was being prepared. Queue again."
+        )
 
 
 @contextmanager

@@ -214,7 +214,7 @@ def test_text_is_found_and_replaced(text, find, new, use_regex, expected) -> Non
 
 @pytest.mark.parametrize(
     ("find", "place"),
-    [("(", 1), ("fox)", 4), ("a**", 3), ("[b", 1), ("*", 1)],
+    [("(", 2), ("fox)", 4), ("a**", 3), ("[b", 3), ("*", 1)],
 )
 def test_a_bad_regular_expression_is_refused_with_the_place(find: str, place: int) -> None:
     message = (
@@ -228,10 +228,10 @@ def test_a_bad_regular_expression_is_refused_with_the_place(find: str, place: in
 @pytest.mark.parametrize(
     ("new", "reason"),
     [
-        (r"\2", "invalid group reference 2 at character 2"),
-        (r"\g<name>", "unknown group name 'name'"),
-        ("\\", "bad escape .* at character 1"),
-        (r"\q", r"bad escape \\q at character 1"),
+        (r"\2", "invalid group reference"),
+        (r"\g<name>", "unknown group"),
+        ("\\", "bad escape"),
+        (r"\q", "bad escape"),
     ],
 )
 def test_a_bad_replacement_is_refused(new: str, reason: str) -> None:
@@ -239,35 +239,32 @@ def test_a_bad_replacement_is_refused(new: str, reason: str) -> None:
         CaptionEdits(find="(fox)", replace_with=new, use_regex=True)
 
 
-@pytest.mark.parametrize(
-    "find", ["(a+)+", r"^(\w*)*$", "(?:x+)+y", r"([a-z]+)*!", "(?P<n>.+)+", "(a+?)+", "(a{2,})+"]
-)
-def test_expressions_that_take_forever_are_refused(find: str) -> None:
-    with pytest.raises(AtelierError, match=r"^find is .* at character \d+ repeats"):
-        CaptionEdits(find=find, use_regex=True)
-
-
-@pytest.mark.parametrize(
-    "find",
-    [r"(\w+),", r"(a+)(b+)", r"(?:\w+, )+", r"(\(a+)+", "(ab+)?", r"(a+){2}", "((a))+", "[(a+)]+"],
-)
-def test_ordinary_expressions_are_not(find: str) -> None:
-    assert CaptionEdits(find=find, use_regex=True).find == find
-
-
-def test_a_regular_expression_is_tried_on_captions_of_bounded_length_only() -> None:
+def test_a_regular_expression_is_tried_on_long_captions_too() -> None:
     edits = {"find": "fox", "replace_with": "cat"}
-    assert _edit("fox " * 1250, **edits, use_regex=True) == "cat " * 1250
-    with pytest.raises(AtelierError, match='^find: the caption "fox fox .* has 5004 characters'):
-        _edit("fox " * 1251, **edits, use_regex=True)
-    assert _edit("fox " * 1251, **edits) == "cat " * 1251
+    assert _edit("fox " * 5000, **edits, use_regex=True) == "cat " * 5000
 
 
-def test_a_slow_regular_expression_ends_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """(a|aa)+b tries 1.6ⁿ ways; the bound is lowered from a minute."""
-    monkeypatch.setattr(find_replace, "MOST_SECONDS", 0.05)
-    with pytest.raises(AtelierError, match=r'^find: ".*" takes more than 0.05 s'):
-        _all(_dataset(*["a" * 22] * 100), find="(a|aa)+b", use_regex=True)
+def test_an_expression_that_would_take_forever_ends_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It tries 1.6 to the power of 60 ways; the bound is lowered."""
+    monkeypatch.setattr(find_replace, "MOST_SECONDS", 0.2)
+    begin = time.perf_counter()
+    with pytest.raises(AtelierError, match=r'^find: ".*" takes more than 0.2 s'):
+        _all(_dataset("a" * 60 + "?"), find="(a|aa)+b", use_regex=True)
+    assert time.perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize("find", ["(a+)+b", "(a|a)*b", r"^(\w*)*!$", "(.*a){20}c"])
+def test_what_holds_up_python_s_own_engine_does_not_hold_up_this_one(find: str) -> None:
+    assert _edit("a" * 60 + "?", find=find, use_regex=True) == "a" * 60 + "?"
+
+
+def test_the_bound_is_on_all_captions_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find_replace, "MOST_SECONDS", 0.2)
+    slow = ["a" * 21 + "?"] * 2000
+    with pytest.raises(AtelierError, match="takes more than 0.2 s"):
+        _all(_dataset(*slow), find="(a|aa)+b", use_regex=True)
 
 
 def test_something_must_be_found_to_be_replaced() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.folder import (
@@ -35,6 +36,16 @@ def _picture(path: Path, caption: str | None = "a fox") -> Path:
     if caption is not None:
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
     return path
+
+
+class Listed(list):
+    """What ``os.scandir`` gives."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
 
 
 def _load(folder: Path, **options) -> ImageDataset:
@@ -62,6 +73,23 @@ def test_a_caption_lies_beside_its_picture(tmp_path: Path, extension: str) -> No
     path = _picture(tmp_path / "a.png", None)
     path.with_suffix(extension).write_text("ein Füchslein, 狐狸", encoding="utf-8")
     assert _captions(tmp_path) == ["ein Füchslein, 狐狸"]
+
+
+def test_of_captions_that_differ_in_case_alone_the_lower_one_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _picture(tmp_path / "a.png", "lower")
+    if path.with_suffix(".TXT").exists():
+        pytest.skip("this disk does not tell them apart")
+    path.with_suffix(".TXT").write_text("upper")
+    scandir = os.scandir
+    for backwards in (False, True):
+
+        def ordered(path: str, backwards: bool = backwards) -> Listed:
+            return Listed(sorted(scandir(path), key=lambda e: e.name, reverse=backwards))
+
+        monkeypatch.setattr(os, "scandir", ordered)
+        assert _captions(tmp_path) == ["lower"]
 
 
 def test_every_picture_has_its_own_caption(tmp_path: Path) -> None:
@@ -200,7 +228,7 @@ def test_a_metadata_file_describes_pictures_as_hugging_face_lays_it_out(tmp_path
     _metadata(tmp_path / "sub", {"file_name": "c.png", "role": "regularisation", "other": [1]})
     a, b, c = _load(tmp_path, num_repeats=2, source="net", loss_weight=2.0).samples
     assert (a.captions, a.source, a.license, a.num_repeats) == (("a fox",), "zoo", "CC0", 2)
-    assert (b.captions, b.num_repeats, b.loss_weight) == (("one", "two"), 6, 1.0)
+    assert (b.captions, b.num_repeats, b.loss_weight) == (("one", "two"), 3, 0.5)
     assert (b.source, c.role, c.captions) == ("net", Role.REGULARISATION, ("",))
 
 
@@ -373,7 +401,7 @@ def test_masks_lie_in_folders_that_may_be_read(tmp_path: Path) -> None:
     roots = [tmp_path / "set", tmp_path / "masks"]
     (problem,) = load_folder(tmp_path / "set", options, within=roots).problems
     assert problem.name == "b.png" and "leads out" in problem.reason
-    with pytest.raises(AtelierError, match="masks.* lies outside of the folders that may be read"):
+    with pytest.raises(AtelierError, match="masks.* lies outside the folders this pack may read"):
         load_folder(tmp_path / "set", options, within=roots[:1])
     with pytest.raises(AtelierError, match="mask_folder: there is no folder"):
         load_folder(
@@ -416,10 +444,10 @@ def test_no_pixels_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         _picture(tmp_path / f"{i}.png"), _picture(tmp_path / f"{i}.mask.png", None)
 
     def decoded(*_):
-        raise AssertionError("pixels were decoded")
+        pytest.fail("pixels were decoded")
 
-    monkeypatch.setattr(Image.Image, "load", decoded)
-    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
+    for kind in (Image.Image, ImageFile.ImageFile, PngImageFile):
+        monkeypatch.setattr(kind, "load", decoded)
     assert len(_load(tmp_path, mask=MaskSource.FILES).samples) == 4
 
 
@@ -474,15 +502,8 @@ def test_names_that_count_the_same_have_an_order_too(tmp_path: Path, monkeypatch
         _picture(tmp_path / name)
     orders, scandir = set(), os.scandir
 
-    class Backwards(list):
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
     orders.add(tuple(_names(tmp_path)))
-    monkeypatch.setattr(os, "scandir", lambda path: Backwards(list(scandir(path))[::-1]))
+    monkeypatch.setattr(os, "scandir", lambda path: Listed(list(scandir(path))[::-1]))
     orders.add(tuple(_names(tmp_path)))
     assert orders == {tuple(names)}
 
@@ -610,6 +631,11 @@ def _add_mask(folder: Path) -> None:
     _picture(folder / "a.mask.png", None)
 
 
+def _add_link_out(folder: Path) -> None:
+    """It is no picture of the set, but told on the node."""
+    (folder / "b.png").symlink_to("/")
+
+
 def _add_metadata(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text("")
 
@@ -617,6 +643,7 @@ def _add_metadata(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        _add_link_out,
         _edit_caption,
         _edit_at_the_same_length,
         _touch_picture,

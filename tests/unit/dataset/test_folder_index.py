@@ -75,6 +75,16 @@ def test_only_what_changed_is_opened(folder: Path, tmp_path: Path, read) -> None
     assert dataset.samples[1].image.size == (99, 64)
 
 
+@pytest.mark.parametrize(("caption", "time"), [("otherwise", OLD), ("number X", OLD - 1)])
+def test_a_change_of_the_size_or_of_the_time_is_enough(
+    folder: Path, tmp_path: Path, caption: str, time: float
+) -> None:
+    assert load_folder(folder, index=tmp_path / "index").samples[0].caption == "number 0"
+    (folder / "0.txt").write_text(caption)
+    os.utime(folder / "0.txt", (time, time))
+    assert load_folder(folder, index=tmp_path / "index").samples[0].caption == caption
+
+
 def test_a_file_changed_just_now_is_not_trusted(folder: Path, tmp_path: Path, read) -> None:
     """Its time of change has too coarse a grain to tell the next change."""
     (folder / "0.txt").write_text("first")
@@ -89,6 +99,12 @@ def _swapped_entries(content: bytes) -> bytes:
     return content.replace(b'"0.png"', b'"9.tmp"').replace(b'"0.txt"', b'"0.png"')
 
 
+def _of_another_version(content: bytes) -> bytes:
+    index = content.partition(b"\n")[2].replace(b"64", b"46")
+    assert b'"version": 1' in index
+    return with_checksum(index.replace(b'"version": 1', b'"version": 0'))
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -100,7 +116,7 @@ def _swapped_entries(content: bytes) -> bytes:
         lambda content: content.replace(b'"version"', b'"versiom"'),
         _swapped_entries,
         lambda content: with_checksum(b"[]"),
-        lambda content: with_checksum(b'{"version": 0, "files": {}}'),
+        _of_another_version,
     ],
 )
 def test_a_broken_index_is_made_again(
@@ -140,11 +156,11 @@ def test_masks_of_their_own_folder_do_not_take_the_place_of_pictures(
 ) -> None:
     (tmp_path / "masks").mkdir()
     for i in range(6):
-        picture(tmp_path / "masks" / f"{i}.png", (10 + i, 64))
+        picture(tmp_path / "masks" / f"{i}.png", (128 + 2 * i, 128))
     options = FolderOptions(mask=MaskSource.FILES, mask_folder=tmp_path / "masks")
     first = load_folder(folder, options, within=[tmp_path], index=tmp_path / "index")
     assert [s.image.size[0] for s in first.samples] == [64, 65, 66, 67, 68, 69]
-    assert [s.mask.size[0] for s in first.samples] == [10, 11, 12, 13, 14, 15]
+    assert [s.mask.size[0] for s in first.samples] == [128, 130, 132, 134, 136, 138]
     read.clear()
     assert load_folder(folder, options, within=[tmp_path], index=tmp_path / "index") == first
     assert read == []

@@ -112,7 +112,7 @@ def test_links_that_lead_out_or_nowhere_are_told(tmp_path: Path) -> None:
 def test_nothing_is_read_in_a_folder_outside_of_the_roots(tmp_path: Path) -> None:
     make(tmp_path / "set" / "a.png")
     (tmp_path / "root").mkdir()
-    with pytest.raises(AtelierError, match="set.* lies outside of the folders that may be read"):
+    with pytest.raises(AtelierError, match="set.* lies outside the folders this pack may read"):
         list_folder(tmp_path / "set", SUFFIXES, [tmp_path / "root"])
     (tmp_path / "root" / "link").symlink_to(tmp_path / "set")
     with pytest.raises(AtelierError, match="lies outside"):

@@ -208,7 +208,7 @@ def stems(*sample_names: str) -> list[str]:
         ("tab\tnew\nline\0.png", "tab_new_line_"),
         ("fox.mask.png", "fox_mask"),
         ("sub.png/fox.png", "sub_png/fox"),
-        ("10_red fox/3_a/img_1.png", "10-red fox/3-a/img_1"),
+        ("10_red fox/3_a/img_1.png", "10_red fox/3_a/img_1"),
         ("Fu\u0308chslein 狐.png", "F\u00fcchslein 狐"),
         ("\ud800.png", "_"),
         (".png", "png"),
@@ -222,7 +222,7 @@ def test_names_are_made_safe_for_every_system(name: str, stem: str) -> None:
 
 def test_names_stay_apart_without_case_and_without_suffix() -> None:
     given = ("fox.png", "FOX.png", "fox.jpg", "fox_2.png", "sub/fox.png", "Sub/fox.png")
-    assert stems(*given) == ["fox", "FOX_2", "fox_3", "fox_2_2", "sub/fox", "Sub/fox_2"]
+    assert stems(*given) == ["fox", "FOX_3", "fox_4", "fox_2", "sub/fox", "Sub/fox_2"]
 
 
 def test_long_names_are_cut_between_letters() -> None:
@@ -360,7 +360,7 @@ def test_a_dataset_of_a_kohya_folder_keeps_its_repeats_however_often_it_is_saved
     for place in ("once", "twice"):
         loaded = reload(save_dataset(loaded, tmp_path / place, STOP).folder)
         assert [(s.num_repeats, s.caption) for s in loaded.samples] == [(20, "red fox")]
-    assert [s.name for s in loaded.samples] == ["10-red fox/a.png"]
+    assert [s.name for s in loaded.samples] == ["10_red fox/a.png"]
 
 
 def test_saved_roles_are_not_drawn_again(tmp_path: Path) -> None:
@@ -435,9 +435,46 @@ def test_a_dataset_can_be_saved_over_its_own_folder(tmp_path: Path) -> None:
     before = [Path(p.path).read_bytes() for p in pictures]
     samples = [Sample(p, f"{i}.png", (f"new {i}",)) for i, p in enumerate(pictures)]
     saved = save_dataset(dataset(*samples), folder, REPLACE)
-    assert (saved.replaced, saved.others) == (2, ())
+    assert (saved.replaced, saved.others, saved.own) == (0, (), True)
+    assert "take Edit Captions out before the next run" in saved.summary("mine")
     assert [Path(p.path).read_bytes() for p in pictures] == before
     assert names(folder) == ["0.png", "0.txt", "1.png", "1.txt", "metadata.jsonl"]
+
+
+def test_what_is_saved_unchanged_over_its_own_folder_stays_untouched(tmp_path: Path) -> None:
+    """Else the graph would see a changed folder and train again at every queue."""
+    folder = tmp_path / "mine"
+    for name in ("10_fox/x.png", "v1.5/q.png", "y.png", "y.jpg", "y_2.png"):
+        file(folder / name, len(name)).path
+        (folder / name).with_suffix(".txt").write_text(f"{Path(name).stem}\n")
+    (folder / "y.jpg").unlink()
+    options = {"num_repeats": 3, "loss_weight": 0.5}
+    save_dataset(reload(folder, **options), folder, REPLACE)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    for _ in range(3):
+        loaded = reload(folder, **options)
+        assert [(s.name, s.num_repeats, s.loss_weight) for s in loaded.samples] == [
+            ("10_fox/x.png", 30, 0.5),
+            ("v1.5/q.png", 3, 0.5),
+            ("y.png", 3, 0.5),
+            ("y_2.png", 3, 0.5),
+        ]
+        assert save_dataset(loaded, folder, REPLACE).replaced == 0
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_picture_that_needs_another_name_takes_none_that_is_in_use(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    foreign = file(folder / "y_2.png", 9)
+    content = Path(foreign.path).read_bytes()
+    samples = [
+        Sample(noise(i, 8, 8, 3), name, (f"of {name}",))
+        for i, name in enumerate(("y.jpg", "y.png", "y_3.png"))
+    ]
+    save_dataset(dataset(*samples), folder, REPLACE)
+    assert Path(foreign.path).read_bytes() == content
+    told = {m["file_name"]: m["text"] for m in metadata(folder)}
+    assert told == {"y.png": "of y.jpg", "y_4.png": "of y.png", "y_3.png": "of y_3.png"}
 
 
 def test_replace_writes_a_folder_that_is_not_there(tmp_path: Path) -> None:

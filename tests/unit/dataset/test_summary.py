@@ -48,12 +48,14 @@ def test_a_long_caption_is_cut_and_others_are_counted() -> None:
 def test_files_left_out_are_named_with_their_reasons() -> None:
     dataset = ImageDataset((_sample("a"),))
     assert left_out(dataset) == []
-    one = replace(dataset, problems=(Problem("b.png", "is empty."),))
-    assert left_out(one) == ["1 file left out: b.png", "b.png: is empty."]
-    many = replace(dataset, problems=tuple(Problem(f"{i}.png", "cut.") for i in range(7)))
+    one = replace(dataset, problems=(Problem("b.png", '"b.png" is empty.'),))
+    assert left_out(one) == ["1 file left out: b.png", '"b.png" is empty.']
+    many = replace(
+        dataset, problems=tuple(Problem(f"{i}.png", f'"{i}.png" is cut.') for i in range(7))
+    )
     assert left_out(many) == [
         "7 files left out: 0.png, 1.png, 2.png and 4 more",
-        *(f"{i}.png: cut." for i in range(5)),
+        *(f'"{i}.png" is cut.' for i in range(5)),
         "and 2 more",
     ]
     lines = summary(many).splitlines()
