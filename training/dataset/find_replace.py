@@ -51,8 +51,9 @@ class _Substitution:
             )
         except TimeoutError as error:
             raise AtelierError(
-                f'find: "{self.pattern.pattern}" takes more than {MOST_SECONDS:g} s. Make it '
-                "simpler: fewer * and + beside each other or inside one another."
+                f'find: "{self.pattern.pattern}" takes more than '
+                f"{MOST_SECONDS:g} s. Make it simpler: fewer * and + beside each other or inside "
+                "one another."
             ) from error
         self.left -= time.perf_counter() - begin
         return found

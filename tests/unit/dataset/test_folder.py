@@ -199,6 +199,24 @@ def test_kohya_folders_give_repeats_and_a_name(name: str, expected: tuple[int, s
     assert kohya_folder(name) == expected
 
 
+def test_a_kohya_folder_may_itself_be_chosen(tmp_path: Path) -> None:
+    (
+        _picture(tmp_path / "10_red fox" / "a.png", None),
+        _picture(tmp_path / "10_red fox/2_cub/b.png", None),
+    )
+    samples = _load(tmp_path / "10_red fox").samples
+    assert [(s.num_repeats, s.caption) for s in samples] == [(2, "cub"), (10, "red fox")]
+
+
+def test_a_mask_of_another_shape_leaves_its_picture_out(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png"), _picture(tmp_path / "b.png")
+    Image.new("L", (8, 4)).save(tmp_path / "a.mask.png")
+    Image.new("L", (16, 16)).save(tmp_path / "b.mask.png")
+    assert _names(tmp_path, mask=MaskSource.FILES) == ["b.png"]
+    told = _problems(tmp_path, mask=MaskSource.FILES)["a.png"]
+    assert told.startswith('"a.mask.png" is 8×4 px, its picture "a.png" 8×8 px.')
+
+
 def test_kohya_and_plain_folders_lie_side_by_side(tmp_path: Path) -> None:
     for name in ("10_red fox/a.png", "10_red fox/b.png", "plain/c.png", "d.png"):
         _picture(tmp_path / name, None if "a.png" in name else "written")

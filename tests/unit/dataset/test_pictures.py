@@ -6,12 +6,14 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL import ImageFile as PillowFile
 
 from lora_atelier.training.dataset.fit import FitOptions, Placement, Variant, place
 from lora_atelier.training.dataset.pictures import (
@@ -470,3 +472,20 @@ def test_the_file_is_not_kept_open(tmp_path: Path) -> None:
     if not open_files.is_dir():
         pytest.skip("needs /proc")
     assert str(path) not in {str(link.resolve()) for link in open_files.iterdir()}
+
+
+def test_a_file_cut_short_is_refused_whatever_other_packs_told_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its switch on, Pillow fills what is missing with grey."""
+    monkeypatch.setattr(PillowFile, "LOAD_TRUNCATED_IMAGES", True)
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    path = _saved(tmp_path / "a.jpg", noise)
+    path.write_bytes(path.read_bytes()[:-1500])
+    with pytest.raises(AtelierError, match="is damaged or cut short"):
+        load_image(path, 8)
+    assert PillowFile.LOAD_TRUNCATED_IMAGES is True  # theirs to choose elsewhere
+    whole = _saved(tmp_path / "b.png", _pattern(8, 8))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: load_image(whole, 8), range(50)))
+    assert PillowFile.LOAD_TRUNCATED_IMAGES is True
