@@ -91,7 +91,8 @@ class LRScheduler(io.ComfyNode):
                     max=10_000_000,
                     tooltip=(
                         "Length of the run in the picture, at one picture a step; decides nothing "
-                        "else. Give it the max_train_steps of Train LoRA to see the real curve."
+                        "else. Give it the max_train_steps of Train LoRA to see the real curve, "
+                        "before you train: any change here runs the nodes after it again."
                     ),
                 ),
             ],

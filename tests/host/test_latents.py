@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -22,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 import lora_atelier.training.host.latents as latents_module
+from lora_atelier.training.dataset.digests import ContentDigests
 from lora_atelier.training.dataset.fit import Crop, FitOptions, LatentKind, Variant, place
 from lora_atelier.training.dataset.pictures import (
     ImageFile,
@@ -403,6 +405,21 @@ def test_a_picture_edited_while_it_is_read_gives_no_entry(
     pixels = torch.from_numpy(np.asarray(Image.open(tmp_path / "1.png"), np.float32) / 255)
     assert torch.equal(images[view(1)].latent, encode(parts, pixels))
     assert len(entries(cache)) == 2  # and none under the key of what was there before
+
+
+def test_a_memo_that_is_wrong_of_a_file_stops_one_start_and_no_more(parts, tmp_path: Path) -> None:
+    """As of an edit that left size and times as they were."""
+    dataset, cache = dataset_of(tmp_path, 1), tmp_path / "cache"
+    path = dataset.samples[0].image.path
+    stat = os.stat(path)
+    memo = ContentDigests(cache)
+    stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    memo._known[path] = memo._added[path] = (stamp, "0" * 64)
+    memo.save()
+    with pytest.raises(FileChanged, match="Queue again"):
+        fill(parts, dataset, cache)
+    _, images = fill(parts, dataset, cache)
+    assert len(images) == len(entries(cache)) == 1
 
 
 def test_a_picture_of_another_size_than_when_it_was_listed(parts: Parts, tmp_path: Path) -> None:
