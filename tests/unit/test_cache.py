@@ -9,6 +9,7 @@ import resource
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -127,19 +128,21 @@ def test_a_folder_in_the_place_of_an_entry_is_told(cache: TensorCache) -> None:
     assert [file.name for file in cache.path(KEY).parent.iterdir()] == [cache.path(KEY).name]
 
 
-@pytest.fixture
+@contextmanager
 def small_files_only() -> Iterator[None]:
-    """The system's limit on the size of a file stands for a full disk."""
+    """The system's limit on the size of a file stands for a full disk. Not a fixture: pytest writes
+    its own output before a fixture is taken down."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_behind(
-    cache: TensorCache, small_files_only: None
-) -> None:
-    with pytest.raises(AtelierError, match=f"{os.strerror(errno.EFBIG)}.*Free some space"):
+def test_a_full_disk_is_told_and_leaves_nothing_behind(cache: TensorCache) -> None:
+    told = f"{os.strerror(errno.EFBIG)}.*Free some space"
+    with small_files_only(), pytest.raises(AtelierError, match=told):
         cache.write(KEY, {"latent": torch.zeros(9999)})
     assert cache.read(KEY) is None
     assert not [file for file in cache.folder.rglob("*") if file.is_file()]
