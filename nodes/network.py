@@ -23,7 +23,7 @@ from ..training.network_spec import (
     NetworkSpec,
     parse_block_dims,
 )
-from ..training.targets import TargetModules
+from ..training.targets import TargetModules, TextEncoders
 from .checks import choice, verdict
 from .progress import show_text
 from .wires import AtelierNetwork
@@ -46,7 +46,13 @@ class LoRANetwork(io.ComfyNode):
                 "diffusion model. Unless it continues another LoRA, it starts as exactly the base "
                 "model."
             ),
-            inputs=[*_size_inputs(), *_kind_inputs(), *_dropout_inputs(), *_start_inputs()],
+            inputs=[
+                *_size_inputs(),
+                *_kind_inputs(),
+                *_dropout_inputs(),
+                *_start_inputs(),
+                *_text_inputs(),
+            ],
             outputs=[
                 AtelierNetwork.Output(
                     "network", display_name="network", tooltip="Network settings, for Train LoRA."
@@ -73,6 +79,9 @@ class LoRANetwork(io.ComfyNode):
         lokr_factor: int | None = -1,
         block_dims: str | None = "",
         network_weights: str | None = NO_FILE,
+        text_encoders: str | None = TextEncoders.NONE.value,
+        text_encoder_dim: int | None = 0,
+        text_encoder_alpha: float | None = 0.0,
     ) -> bool | str:
         values = {name: value for name, value in locals().items() if name != "cls"}
         return verdict(_spec, **values)
@@ -108,6 +117,9 @@ class LoRANetwork(io.ComfyNode):
         block_dims: str = "",
         network_weights: str = NO_FILE,
         existing_lora: Mapping[str, Tensor] | None = None,
+        text_encoders: str = TextEncoders.NONE.value,
+        text_encoder_dim: int = 0,
+        text_encoder_alpha: float = 0.0,
     ) -> io.NodeOutput:
         values = {
             name: value for name, value in locals().items() if name not in ("cls", "existing_lora")
@@ -125,6 +137,7 @@ def _spec(
     target_modules: str,
     block_dims: str,
     network_weights: str,
+    text_encoders: str,
     existing: ExistingLora | None = None,
     **others: Any,
 ) -> NetworkSpec:
@@ -144,6 +157,7 @@ def _spec(
         target_modules=choice("target_modules", target_modules, TargetModules),
         block_dims=parse_block_dims(block_dims),
         existing=existing,
+        text_encoders=choice("text_encoders", text_encoders, TextEncoders),
         **others,
     )
 
@@ -273,7 +287,7 @@ def _kind_inputs() -> list[io.Input]:
             tooltip=(
                 "Which layers are trained. attention_mlp is right for nearly all. attention alone "
                 "is smaller and gentler. all_linear adds embeddings, all_linear_conv also every "
-                "convolution. regex takes what target_regex says."
+                "convolution. regex takes what target_regex says. none trains only text_encoders."
             ),
         ),
         io.String.Input(
@@ -412,6 +426,47 @@ def _start_inputs() -> list[io.Input]:
             tooltip=(
                 "The same from the graph: the lora output of another Train LoRA. Leave "
                 "network_weights on none then."
+            ),
+        ),
+    ]
+
+
+def _text_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "text_encoders",
+            options=TextEncoders,
+            default=TextEncoders.NONE,
+            optional=True,
+            tooltip=(
+                "Whether the text encoders learn too. none is right for most, and fastest: "
+                "captions are encoded once. clip (CLIP-L, CLIP-G) helps SD1.5 and SDXL learn a "
+                "new word, at the price of memory, time and sooner overfitting. all also trains "
+                "T5, which is huge. Their rate is text_encoder_lr on Optimizer."
+            ),
+        ),
+        io.Int.Input(
+            "text_encoder_dim",
+            default=0,
+            min=0,
+            max=MAX_NETWORK_DIM,
+            optional=True,
+            tooltip=(
+                "Rank at the text encoders' layers. Half of network_dim or less is usual, for "
+                "they learn fast. 0 = as network_dim. Only with text_encoders clip or all."
+            ),
+        ),
+        io.Float.Input(
+            "text_encoder_alpha",
+            default=0.0,
+            min=0.0,
+            max=10000.0,
+            step=0.5,
+            round=0.001,
+            optional=True,
+            tooltip=(
+                "Alpha at the text encoders' layers. 0 = in the same proportion to their rank as "
+                "network_alpha is to network_dim."
             ),
         ),
     ]

@@ -144,6 +144,20 @@ class Optimizer(io.ComfyNode):
                         "below the length of the run; 0 = off, the weights of the last step."
                     ),
                 ),
+                io.Float.Input(
+                    "text_encoder_lr",
+                    default=5e-5,
+                    min=0.0,
+                    max=10.0,
+                    step=1e-5,
+                    round=1e-9,
+                    optional=True,
+                    tooltip=(
+                        "Learning rate of the text encoders' adapters, which count only where "
+                        "text_encoders on LoRA Network is clip or all. Half of unet_lr or less: "
+                        "they overfit sooner. The same as unet_lr for Prodigy."
+                    ),
+                ),
             ],
             outputs=[
                 AtelierOptimizer.Output(
@@ -167,6 +181,7 @@ class Optimizer(io.ComfyNode):
         optimizer_args: str | None = None,
         optimizer_name: str | None = None,
         ema_decay: float | None = None,
+        text_encoder_lr: float | None = 5e-5,
     ) -> bool | str:
         return verdict(
             checked_optimizer,
@@ -180,6 +195,7 @@ class Optimizer(io.ComfyNode):
             optimizer_args,
             optimizer_name,
             ema_decay,
+            text_encoder_lr,
         )
 
     @classmethod

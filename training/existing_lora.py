@@ -40,7 +40,10 @@ OWN_NAMES = (
 )
 Rows = tuple[int, int]
 """First row and number of rows of a layer's weight."""
-TEXT_ENCODERS = ("lora_te", "text_encoder", "lora_prior_te", "clip_l.", "clip_g.", "t5xxl.")
+TEXT_ENCODERS = (
+    *("lora_te", "text_encoder", "base_model.model.text_encoder"),
+    *("lora_prior_te", "clip_l.", "clip_g.", "t5xxl."),
+)
 """How the names of a text encoder's layers begin in LoRA files."""
 
 
@@ -62,9 +65,11 @@ class ExistingLora:
     name: str
     """What to call it when something is wrong with it."""
 
-    def layers(self) -> dict[str, dict[str, Tensor]]:
-        """Layer as the file names it -> the adapter's own names -> float32 tensors; those of text
-        encoders are left out.
+    def layers(self, text_encoders: bool = False) -> dict[str, dict[str, Tensor]]:
+        """Layer as the file names it -> the adapter's own names -> float32 tensors.
+
+        Args:
+            text_encoders: those of text encoders instead of those of the diffusion model.
 
         Raises:
             AtelierError: there are keys of which nobody knows what they mean.
@@ -72,7 +77,7 @@ class ExistingLora:
         found: dict[str, dict[str, Tensor]] = defaultdict(dict)
         unknown = []
         for key, value in self.tensors.items():
-            if key.startswith(TEXT_ENCODERS):
+            if of_text_encoder(key) is not text_encoders:
                 continue
             stem, own = split_key(key)
             if own:
@@ -88,8 +93,13 @@ class ExistingLora:
 
     @property
     def text_encoder_keys(self) -> int:
-        """How many of its keys are not continued, since they belong to a text encoder."""
-        return sum(key.startswith(TEXT_ENCODERS) for key in self.tensors)
+        """How many of its keys belong to a text encoder."""
+        return sum(of_text_encoder(key) for key in self.tensors)
+
+
+def of_text_encoder(key: str) -> bool:
+    """True for the name of a text encoder's layer, or of a part of it, in a LoRA file."""
+    return key.startswith(TEXT_ENCODERS)
 
 
 def split_key(key: str) -> tuple[str, str]:

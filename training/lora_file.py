@@ -18,7 +18,7 @@ from .errors import require
 from .files import write_whole
 from .network_metadata import network_metadata
 from .objective_metadata import objective_metadata
-from .run import TrainingState
+from .run import TrainingSpec, TrainingState
 
 
 class SavePrecision(str, Enum):
@@ -55,10 +55,11 @@ def trained_lora(state: TrainingState) -> TrainedLora:
 def lora_metadata(state: TrainingState) -> dict[str, str]:
     """``ss_*`` as kohya-ss/sd-scripts writes them (train_network.py), every value a string."""
     spec, dataset = state.run.spec, state.run.dataset
+    precision = spec.adapter_precision
     values = {
         **network_metadata(spec.network, state.network),
         "ss_optimizer": spec.optimizer.written,
-        "ss_unet_lr": spec.optimizer.unet_lr,
+        **rates_metadata(spec),
         "ss_max_grad_norm": spec.optimizer.max_grad_norm,
         "ss_lr_scheduler": spec.lr_scheduler.lr_scheduler.value,
         "ss_lr_warmup_steps": spec.lr_scheduler.warmup_steps(spec.max_train_steps, spec.samples),
@@ -74,10 +75,20 @@ def lora_metadata(state: TrainingState) -> dict[str, str]:
         "ss_resolution": _resolutions(dataset),
         "ss_tag_frequency": json.dumps({dataset.name: tag_frequency(state)}, ensure_ascii=False),
         "ss_training_finished_at": datetime.now(timezone.utc).timestamp(),
+        "atelier.adapter_precision": precision.value if precision.is_narrow else "",
         "atelier.dataset_source": dataset.sources,
         "atelier.dataset_license": dataset.licenses,
     }
     return {key: str(value) for key, value in values.items() if value != ""}
+
+
+def rates_metadata(spec: TrainingSpec) -> dict[str, object]:
+    """Learning rates of the parts that are trained; "" for those that are not."""
+    network, optimizer = spec.network, spec.optimizer
+    return {
+        "ss_unet_lr": optimizer.unet_lr if network.trains_diffusion_model else "",
+        "ss_text_encoder_lr": optimizer.text_encoder_lr if network.trains_text_encoders else "",
+    }
 
 
 def tag_frequency(state: TrainingState) -> dict[str, int]:

@@ -19,7 +19,7 @@ from .adapters.lokr import LoKr
 from .adapters.lora import LoRA
 from .adapters.oft import BOFT, OFT
 from .errors import require
-from .existing_lora import Size, size_in_file
+from .existing_lora import Size, of_text_encoder, size_in_file
 from .network_spec import MAX_NETWORK_DIM, Algorithm, NetworkSpec
 from .random_streams import generator
 from .targets import TargetLayer, blocks_of, is_spatial
@@ -80,15 +80,16 @@ def describe_network(layers: Mapping[str, TargetLayer], spec: NetworkSpec) -> st
         adapters = _adapters(layers, spec, seed=0)
         numbers = sum(p.numel() for adapter in adapters.values() for p in adapter.parameters())
     text = f"{spec.label}: {len(adapters)} layers, {short_number(numbers)} parameters"
-    dims = {size.dim for size in _sizes(layers, spec).values()} - {0}
-    if spec.algorithm.has_rank:
-        text += f", rank {_range(dims)}"
-    elif spec.algorithm.rotates:
-        text += f", block size {_range(dims)}"
+    sizes = _sizes(layers, spec)
+    in_text_encoders = [name for name in adapters if of_text_encoder(name)]
+    text += _ranks(spec, {sizes[n].dim for n in adapters.keys() - set(in_text_encoders)})
+    if in_text_encoders:
+        ranks = _ranks(spec, {sizes[name].dim for name in in_text_encoders})
+        text += f"; of them {len(in_text_encoders)} in text encoders{ranks}"
     if spec.existing is None:
         return text
     text += f', continued from "{spec.existing.name}"'
-    if ignored := spec.existing.text_encoder_keys:
+    if (ignored := spec.existing.text_encoder_keys) and not in_text_encoders:
         text += f" ({ignored} keys of text encoders are not continued)"
     return text
 
@@ -99,6 +100,12 @@ def short_number(number: int) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return str(number)
+
+
+def _ranks(spec: NetworkSpec, dims: set[int]) -> str:
+    if not dims or spec.algorithm is Algorithm.FULL:
+        return ""
+    return f", {'rank' if spec.algorithm.has_rank else 'block size'} {_range(dims)}"
 
 
 def _range(dims: set[int]) -> str:
@@ -127,19 +134,22 @@ def _adapters(
 
 def _sizes(layers: Mapping[str, TargetLayer], spec: NetworkSpec) -> dict[str, Size]:
     """How large the adapter of each layer is."""
-    blocks = blocks_of(layers)
+    blocks = blocks_of({n: target for n, target in layers.items() if not of_text_encoder(n)})
     require(
         not spec.block_dims or len(spec.block_dims) == len(blocks),
         f"block_dims holds {len(spec.block_dims)} numbers, but the chosen layers lie in "
         f"{len(blocks)} blocks: {', '.join(blocks)}. Write one number for each, in this order.",
     )
     dims = dict(zip(blocks, spec.block_dims, strict=False))
-    return {
-        name: spec.size(is_spatial(target.layer), dims.get(target.block))
-        if target.start is None
-        else size_in_file(target.start)
-        for name, target in layers.items()
-    }
+
+    def size(name: str, target: TargetLayer) -> Size:
+        if target.start is not None:
+            return size_in_file(target.start)
+        if of_text_encoder(name):
+            return spec.text_encoder_size
+        return spec.size(is_spatial(target.layer), dims.get(target.block))
+
+    return {name: size(name, target) for name, target in layers.items()}
 
 
 def _require_same_kind(

@@ -44,6 +44,7 @@ def network_metadata(spec: NetworkSpec, tensors: Mapping[str, Tensor]) -> dict[s
         "ss_network_args": json.dumps(args) if (args := _arguments(spec)) else "",
         "ss_scale_weight_norms": spec.scale_weight_norms or "",
         "atelier.target_modules": "" if spec.existing else spec.target_modules.value,
+        "atelier.text_encoders": spec.text_encoders.value if spec.trains_text_encoders else "",
         "atelier.existing_lora": spec.existing.name if spec.existing else "",
     }
 
@@ -63,6 +64,8 @@ def _arguments(spec: NetworkSpec) -> dict[str, str]:
         "rank_dropout": spec.rank_dropout or None,
         "module_dropout": spec.module_dropout or None,
         "factor": spec.lokr_factor if spec.algorithm is Algorithm.LOKR else None,
+        "text_encoder_dim": spec.text_encoder_dim or None,
+        "text_encoder_alpha": spec.text_encoder_alpha or None,
         "target_regex": spec.target_regex or None,
         "block_dims": ",".join(map(str, spec.block_dims)) or None,
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import AtelierError, require, require_number
 from .existing_lora import ExistingLora, Size
-from .targets import TargetModules, compiled
+from .targets import TargetModules, TextEncoders, compiled
 
 MAX_NETWORK_DIM = 1024
 DEFAULT_DIM = 16
@@ -86,6 +86,11 @@ class NetworkSpec:
     """One rank for each block that has layers to train, 0 = off; () = the same for all."""
     existing: ExistingLora | None = None
     """A LoRA to continue from; it decides the layers and their ranks."""
+    text_encoders: TextEncoders = TextEncoders.NONE
+    text_encoder_dim: int = 0
+    """Rank at the text encoders' layers; 0 = ``network_dim``."""
+    text_encoder_alpha: float = 0.0
+    """Their alpha; 0 = the share that ``network_alpha`` is of ``network_dim``."""
 
     def __post_init__(self) -> None:
         require(
@@ -99,6 +104,7 @@ class NetworkSpec:
         self._check_numbers()
         self._check_targets()
         self._check_algorithm()
+        self._check_text_encoders()
         self._check_existing()
 
     def _check_numbers(self) -> None:
@@ -108,6 +114,15 @@ class NetworkSpec:
             f"{MAX_NETWORK_DIM}. Half of network_dim or less is usual.",
         )
         require_number("conv_alpha", self.conv_alpha, 0, 1e4, "0 = as network_alpha does it.")
+        require(
+            isinstance(self.text_encoder_dim, int)
+            and 0 <= self.text_encoder_dim <= MAX_NETWORK_DIM,
+            f"text_encoder_dim is {self.text_encoder_dim}: it must be a whole number from 0 (as "
+            f"network_dim) to {MAX_NETWORK_DIM}. Half of network_dim or less is usual.",
+        )
+        require_number(
+            "text_encoder_alpha", self.text_encoder_alpha, 0, 1e4, "0 = as network_alpha does it."
+        )
         for widget in ("network_dropout", "rank_dropout", "module_dropout"):
             value = getattr(self, widget)
             require_number(widget, value, 0, MAX_DROPOUT, "0 = off, 0.1 to 0.3 is usual.")
@@ -163,6 +178,23 @@ class NetworkSpec:
         if algorithm is not Algorithm.LOKR:
             self._require_default("lokr_factor", chosen, "lokr")
 
+    def _check_text_encoders(self) -> None:
+        if self.text_encoders is TextEncoders.NONE:
+            require(
+                self.target_modules is not TargetModules.NONE,
+                "target_modules is none and text_encoders is none: nothing is left to train. "
+                "Choose attention_mlp, or text_encoders clip.",
+            )
+            for widget in ("text_encoder_dim", "text_encoder_alpha"):
+                self._require_default(widget, "text_encoders none", "clip there")
+        if self.target_modules is TargetModules.NONE:
+            for widget in ("conv_dim", "block_dims"):
+                self._require_default(widget, "target_modules none")
+        if self.algorithm is Algorithm.FULL:
+            self._require_default("text_encoder_dim", "algorithm full")
+        if not self.algorithm.has_rank:
+            self._require_default("text_encoder_alpha", f"algorithm {self.algorithm.value}", "lora")
+
     def _check_existing(self) -> None:
         if self.existing is None:
             return
@@ -186,6 +218,14 @@ class NetworkSpec:
         return "LoCon" if locon else LABELS[self.algorithm]
 
     @property
+    def trains_diffusion_model(self) -> bool:
+        return self.target_modules is not TargetModules.NONE
+
+    @property
+    def trains_text_encoders(self) -> bool:
+        return self.text_encoders is not TextEncoders.NONE
+
+    @property
     def drops_out(self) -> bool:
         """True when a forward pass draws random numbers."""
         return max(self.network_dropout, self.rank_dropout, self.module_dropout) > 0
@@ -206,6 +246,16 @@ class NetworkSpec:
             dim, alpha = block_dim, share * block_dim
         else:
             dim, alpha = self.network_dim, self.network_alpha
+        return self._scaled(dim, alpha)
+
+    @property
+    def text_encoder_size(self) -> Size:
+        """Of the adapter of one layer of a text encoder."""
+        dim = self.text_encoder_dim or self.network_dim
+        share = self.network_alpha / self.network_dim
+        return self._scaled(dim, self.text_encoder_alpha or share * dim)
+
+    def _scaled(self, dim: int, alpha: float) -> Size:
         return Size(dim, alpha * math.sqrt(dim) if self.rs_lora else alpha)
 
 

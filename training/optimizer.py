@@ -17,6 +17,7 @@ from torch import nn
 from .adapters.lora import LoRA
 from .arguments import check_arguments, fits, parameters, parse_arguments, parse_numbers
 from .errors import AtelierError, require, require_number
+from .existing_lora import of_text_encoder
 from .optimizers.kinds import Kind, OptimizerType, kind_of
 from .random_streams import generator, global_stream
 
@@ -49,9 +50,14 @@ class OptimizerSpec:
     """Which one of the package pytorch-optimizer; for that type only."""
     ema_decay: float = 0.0
     """The LoRA is a moving average of the trained weights with this decay; 0 = they themselves."""
+    text_encoder_lr: float = 5e-5
+    """Learning rate of the text encoders' adapters, where they are trained."""
 
     def __post_init__(self) -> None:
         require_number("unet_lr", self.unet_lr, 0, 1e6, "1e-4 is a good start for AdamW.")
+        require_number(
+            "text_encoder_lr", self.text_encoder_lr, 0, 1e6, "Half of unet_lr or less is usual."
+        )
         require_number("weight_decay", self.weight_decay, 0, 10, "0.01 is usual, 0 = off.")
         require_number("max_grad_norm", self.max_grad_norm, 0, 1e6, "1 is usual, 0 = off.")
         require_number(
@@ -149,25 +155,26 @@ def check_optimizer(spec: OptimizerSpec) -> None:
 
 
 def parameter_groups(network: Mapping[str, nn.Module], spec: OptimizerSpec) -> list[dict[str, Any]]:
-    """All parameters at ``unet_lr``; with LoRA+ the ``up`` matrices in a second group.
+    """The parameters at ``unet_lr``, then those of text encoders at ``text_encoder_lr``; with LoRA+
+    the ``up`` matrices of both in groups of their own. Parts that are not trained have no group.
 
     Raises:
         AtelierError: LoRA+ was asked for and there are no such matrices.
     """
-    rest, up = [], []
-    for adapter in network.values():
+    plus = spec.loraplus_lr_ratio
+    rates = {(False, False): spec.unet_lr, (True, False): spec.text_encoder_lr}
+    rates |= {(text, True): rate * plus for (text, _), rate in rates.items()}
+    found: dict[tuple[bool, bool], list[nn.Parameter]] = {kind: [] for kind in rates}
+    for layer, adapter in network.items():
         for name, parameter in adapter.named_parameters():
-            faster = spec.loraplus_lr_ratio != 1 and name.startswith("lora_up.")
-            (up if faster else rest).append(parameter)
-    groups = [{"params": rest, "lr": spec.unet_lr}]
-    if spec.loraplus_lr_ratio != 1:
-        require(
-            bool(up),
-            f"loraplus_lr_ratio is {spec.loraplus_lr_ratio:g}, but this network has no up matrices "
-            "that could learn faster. Set it to 1, or choose the algorithm LoRA.",
-        )
-        groups.append({"params": up, "lr": spec.unet_lr * spec.loraplus_lr_ratio})
-    return groups
+            faster = plus != 1 and name.startswith("lora_up.")
+            found[of_text_encoder(layer), faster].append(parameter)
+    require(
+        plus == 1 or any(parameters for (_, faster), parameters in found.items() if faster),
+        f"loraplus_lr_ratio is {plus:g}, but this network has no up matrices "
+        "that could learn faster. Set it to 1, or choose the algorithm LoRA.",
+    )
+    return [{"params": found[kind], "lr": rate} for kind, rate in rates.items() if found[kind]]
 
 
 def effective_rate(optimizer: torch.optim.Optimizer) -> float:

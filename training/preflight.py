@@ -34,5 +34,28 @@ def preflight(spec: TrainingSpec) -> list[str]:
         f"{spec.optimizer.label} averages weights that are not limited. Set it to 0, or choose "
         "another optimizer.",
     )
-    advice = [lr_advice(spec.optimizer), schedule_advice(spec.optimizer, spec.lr_scheduler)]
+    require(
+        not spec.adapter_precision.is_narrow or not spec.optimizer.kind.averages,
+        f"adapter_precision is {spec.adapter_precision.value}, but {spec.optimizer.label} keeps an "
+        "average that is tied to the exact weights it trains, which rounding changes behind its "
+        "back. Choose fp32, or another optimizer.",
+    )
+    _check_text_encoder_rate(spec)
+    rates = {"unet_lr": spec.network.trains_diffusion_model}
+    rates["text_encoder_lr"] = spec.network.trains_text_encoders
+    advice = [lr_advice(spec.optimizer, widget) for widget, counts in rates.items() if counts]
+    advice.append(schedule_advice(spec.optimizer, spec.lr_scheduler))
     return [sentence for sentence in advice if sentence]
+
+
+def _check_text_encoder_rate(spec: TrainingSpec) -> None:
+    network, optimizer = spec.network, spec.optimizer
+    both = network.trains_diffusion_model and network.trains_text_encoders
+    require(
+        not both
+        or not optimizer.kind.finds_its_rate
+        or optimizer.unet_lr == optimizer.text_encoder_lr,
+        f"text_encoder_lr is {optimizer.text_encoder_lr:g} and unet_lr {optimizer.unet_lr:g}, but "
+        f"{optimizer.label} finds one learning rate for all weights. Give both the same number; 1 "
+        "is usual.",
+    )

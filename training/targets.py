@@ -39,6 +39,18 @@ class TargetModules(str, Enum):
     ALL_LINEAR = "all_linear"
     ALL_LINEAR_CONV = "all_linear_conv"
     REGEX = "regex"
+    NONE = "none"
+    """None of the diffusion model's: the text encoders alone are trained."""
+
+
+class TextEncoders(str, Enum):
+    """Which of the text encoders are trained beside the diffusion model, or instead of it."""
+
+    NONE = "none"
+    CLIP = "clip"
+    """CLIP-L, CLIP-G, CLIP-H."""
+    ALL = "all"
+    """T5 too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +61,7 @@ class TargetLayer:
     path: str = ""
     """Inside the diffusion model."""
     block: str = ""
-    """The block of the model in which it lies, see :func:`block_of`."""
+    """The block of the model in which it lies, see :func:`block_of`; "" in a text encoder."""
     start: Mapping[str, Tensor] | None = None
     """What a LoRA file holds for it, under the adapter's own names; None = begin anew."""
 

@@ -2,21 +2,25 @@
 
 Inside the context the frozen layers run through :mod:`training.frozen` with the adapters' side
 paths added to their outputs, and the remaining small parameters (norms, biases, scales) are
-replaced by plain copies that autograd accepts. On the way out, however it is left, every module is
-as it was: the same Parameter objects, the same ``forward``, no hook, no gradient. Backward belongs
-inside the context.
+replaced by plain copies that autograd accepts. Blocks may be computed twice to save
+memory (:mod:`training.checkpointing`). On the way out, however it is left, every module is as it
+was: the same Parameter objects, the same ``forward``, no hook, no gradient. Backward belongs inside
+the context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from .blocks import blocks_run
+from .checkpointing import checkpointing
+from .forwards import forward_replaced
 from .frozen import FROZEN_LAYERS, FrozenLayer, Weights
 
 _OFF: ContextVar[bool] = ContextVar("adapters_off", default=False)
@@ -31,6 +35,7 @@ def training_context(
     storage_dtype: torch.dtype,
     compute_dtype: torch.dtype,
     device: torch.device,
+    gradient_checkpointing: bool = False,
 ) -> Iterator[None]:
     """Attach ``adapters`` to ``model`` and make it differentiable.
 
@@ -43,6 +48,7 @@ def training_context(
         compute_dtype: the type that activations have inside the model.
         device: where the model computes; small parameters that the host keeps elsewhere are
             brought there once instead of at every call.
+        gradient_checkpointing: compute what is inside a block again in backward.
 
     Raises:
         KeyError: an adapter's path is not a frozen layer of ``model``.
@@ -56,6 +62,10 @@ def training_context(
         for module in model.modules():
             if not isinstance(module, (*FROZEN_LAYERS, nn.Embedding)):
                 undo.enter_context(_plain_tensors(module, storage_dtype, compute_dtype, device))
+            if _is_norm(module):
+                undo.callback(module.register_forward_pre_hook(_copy_of_input).remove)
+        if gradient_checkpointing:
+            undo.enter_context(blocks_run(model, checkpointing(device)))
         yield
 
 
@@ -69,23 +79,30 @@ def adapters_off() -> Iterator[None]:
         _OFF.reset(token)
 
 
+def _is_norm(module: nn.Module) -> bool:
+    """A norm over the last axis, by its class's name: every family brings its own."""
+    return type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
+
+
+def _copy_of_input(module: nn.Module, args: tuple) -> tuple:
+    """A norm keeps its input for backward, but ComfyUI's blocks go on to add to that very tensor in
+    place (``x += attention(norm(x))``): let it keep a copy, which takes no more memory, since
+    nothing else holds the original then.
+    """
+    return tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
+
+
 def _adapted(adapter: nn.Module, frozen: FrozenLayer, x: Tensor) -> Tensor:
     return frozen(x) if _OFF.get() else adapter(frozen, x)
 
 
-@contextmanager
-def _forward_through(layer: nn.Module, adapter: nn.Module | None, weights: Weights):
+def _forward_through(
+    layer: nn.Module, adapter: nn.Module | None, weights: Weights
+) -> AbstractContextManager[None]:
     frozen = FrozenLayer(layer, weights)
-    forward = frozen if adapter is None else partial(_adapted, adapter, frozen)
-    before = layer.__dict__.get("forward")  # another pack may have put its own there
-    layer.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del layer.forward
-        else:
-            layer.forward = before
+    return forward_replaced(
+        layer, frozen if adapter is None else partial(_adapted, adapter, frozen)
+    )
 
 
 @contextmanager

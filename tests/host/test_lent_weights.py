@@ -6,7 +6,7 @@ import comfy.ops
 import torch
 
 from lora_atelier.training.frozen import FrozenLayer
-from lora_atelier.training.host.diffusion_model import lend_weights
+from lora_atelier.training.host.lent_weights import lend_weights
 
 
 def test_a_scaled_fp8_layer_trains_with_its_scale() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import comfy.model_management as mm
 import comfy.model_sampling as ms
-import comfy.ops
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
@@ -18,10 +19,12 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor, nn
 
+from ..adapters.base import weight_shape
+from ..allocations import Allocations
 from ..dataset.fit import Placement
 from ..errors import AtelierError, require
 from ..examples import Conditioning
-from ..frozen import FrozenLayer
+from ..frozen import FrozenLayer, Weights
 from ..network_spec import NetworkSpec
 from ..noise_schedule import NoiseSchedule, PredictionType, with_zero_terminal_snr
 from ..objective import ObjectiveSpec, require_possible
@@ -29,15 +32,25 @@ from ..precision import MixedPrecision, compute_dtype
 from ..run import Predict
 from ..targets import TargetLayer, block_of, choose_layers, trainable_layers
 from ..training_context import training_context
+from .lent_weights import lend_weights
 from .lora_keys import existing_layers, file_names
+from .rehearsal import as_if_loaded, lend_shapes
+from .text_encoder import HostTextEncoder
 
 
 class HostDiffusionModel:
     """A ComfyUI MODEL, trained with whatever patches, samplings and storage it already has."""
 
-    def __init__(self, patcher: ModelPatcher, objective: ObjectiveSpec | None = None) -> None:
+    def __init__(
+        self,
+        patcher: ModelPatcher,
+        objective: ObjectiveSpec | None = None,
+        text_encoder: HostTextEncoder | None = None,
+    ) -> None:
         objective = objective or ObjectiveSpec()
         self.patcher = patcher
+        self.text_encoder = text_encoder
+        """Where it is given, a conditioning is a caption, which it reads at every step."""
         self.device: torch.device = patcher.load_device
         sampling = patcher.get_model_object("model_sampling")
         self.schedule = noise_schedule(sampling)
@@ -53,6 +66,10 @@ class HostDiffusionModel:
 
     def layers(self, spec: NetworkSpec) -> dict[str, TargetLayer]:
         """Name in the LoRA file -> layer that gets an adapter."""
+        layers = self._own_layers(spec) if spec.trains_diffusion_model else {}
+        return layers if self.text_encoder is None else layers | self.text_encoder.layers(spec)
+
+    def _own_layers(self, spec: NetworkSpec) -> dict[str, TargetLayer]:
         model = self.patcher.model.diffusion_model
         starts: dict[str, dict[str, Tensor]] = {}
         if spec.existing is None:
@@ -77,46 +94,92 @@ class HostDiffusionModel:
         """The layers by their names in the file, with the weights that training will see."""
         self._load()
         layers = trainable_layers(self.patcher.model.diffusion_model)
-        yield {name: FrozenLayer(layers[p], lend_weights) for p, name in self._names.items()}
+        frozen = {name: FrozenLayer(layers[p], lend_weights) for p, name in self._names.items()}
+        yield frozen if self.text_encoder is None else frozen | self.text_encoder.frozen_layers()
 
     def compute_dtype(self, choice: MixedPrecision) -> torch.dtype:
+        base = self.patcher.model
         return compute_dtype(
-            choice, _sampling_dtype(self.patcher.model), self.device, _bf16_is_fast(self.device)
+            choice,
+            _sampling_dtype(base),
+            self.device,
+            _bf16_is_fast(self.device),
+            parameter_count(base.diffusion_model),
         )
 
+    def stored_bytes(self) -> tuple[int, int]:
+        clip = self.text_encoder and self.text_encoder.clip.patcher
+        return self.patcher.model_size(), clip.model_size() if clip else 0
+
     @contextmanager
-    def training(self, network: Mapping[str, nn.Module], dtype: torch.dtype) -> Iterator[Predict]:
+    def training(
+        self,
+        network: Mapping[str, nn.Module],
+        dtype: torch.dtype,
+        memory_required: Callable[[], int] = lambda: 0,
+    ) -> Iterator[Predict]:
         """Load the model as for sampling, make it differentiable, undo all of it at the end."""
-        base = self.patcher.model
         with ExitStack() as undo:
             undo.callback(mm.soft_empty_cache)
-            self._load()
+            self._load(memory_required)
             undo.callback(self.patcher.cleanup)
             self.patcher.pre_run()
+            undo.enter_context(self._differentiable(network, dtype, lend_weights))
+            yield self._predict
+
+    @contextmanager
+    def rehearsing(
+        self, network: Mapping[str, nn.Module], dtype: torch.dtype, memory: Allocations
+    ) -> Iterator[Predict]:
+        """Inside a ``FakeTensorMode``: as if it were loaded, and without what other nodes hung
+        around its calls, which may keep what they see."""
+        models = [self.patcher.model.diffusion_model]
+        if self.text_encoder is not None:
+            models.append(self.text_encoder.model)
+        with ExitStack() as undo:
+            for model in models:
+                undo.enter_context(as_if_loaded(model, self.device))
+            undo.enter_context(self._differentiable(network, dtype, lend_shapes(memory)))
+            yield partial(self._predict, rehearsal=True)
+
+    @contextmanager
+    def _differentiable(
+        self, network: Mapping[str, nn.Module], dtype: torch.dtype, weights: Weights
+    ) -> Iterator[None]:
+        base = self.patcher.model
+        with ExitStack() as undo:
             undo.enter_context(_attribute(base, "manual_cast_dtype", dtype))
             raw = _raw_prediction(base.model_sampling)
             if self.zero_terminal_snr:  # so that the model is told the timesteps of its new levels
                 raw.set_sigmas(self.schedule.sigmas.to(self.device))
             undo.enter_context(_attribute(base, "model_sampling", raw))
-            paths = {name: path for path, name in self._names.items()}
-            adapters = {paths[name]: adapter for name, adapter in network.items()}
+            adapters = {p: network[name] for p, name in self._names.items() if name in network}
             undo.enter_context(
                 training_context(
                     base.diffusion_model,
                     adapters,
-                    lend_weights,
+                    weights,
                     base.get_dtype(),
                     dtype,
                     self.device,
                 )
             )
-            yield self._predict
+            if self.text_encoder is not None:
+                undo.enter_context(self.text_encoder.training(network, self.device, weights))
+            yield
 
     @torch.inference_mode()  # as in sampling, so that weights stay in the state the host expects
-    def _load(self) -> None:
-        """The model alone on the device: backward needs the room of text encoder and VAE."""
+    def _load(self, memory_required: Callable[[], int] = lambda: 0) -> None:
+        """The trained models alone on the device: backward needs the room of the others.
+
+        The host keeps in its own memory what would not leave ``memory_required`` bytes free, and
+        brings it layer by layer.
+        """
         mm.unload_all_models()
-        mm.load_models_gpu([self.patcher])
+        if self.text_encoder is not None:
+            self.text_encoder.load()
+        needed = 0 if mm.is_device_cpu(self.device) else memory_required()
+        mm.load_models_gpu([self.patcher], memory_required=needed)
 
     def _predict(
         self,
@@ -124,8 +187,12 @@ class HostDiffusionModel:
         sigmas: Tensor,
         conditioning: list[Conditioning],
         placements: list[Placement],
+        rehearsal: bool = False,
     ) -> Tensor:
         """Each sample under its own conditioning; samples are batched where their shapes agree."""
+        if self.text_encoder is not None:
+            texts = {caption: self.text_encoder.encode(caption) for caption in set(conditioning)}
+            conditioning = [texts[caption] for caption in conditioning]
         conds = [
             self._model_conds(self._told(c, placement), noisy_latents[i : i + 1])
             for i, (c, placement) in enumerate(zip(conditioning, placements, strict=True))
@@ -134,8 +201,8 @@ class HostDiffusionModel:
         for group in _groups_of_equal_shape(conds):
             x, sigma = noisy_latents[group], sigmas[group]
             together = comfy.samplers.cond_cat([conds[i] for i in group])
-            together["transformer_options"] = self._transformer_options(group, sigma)
-            outputs.update(zip(group, self._apply(x, sigma, together), strict=True))
+            together["transformer_options"] = self._transformer_options(group, sigma, rehearsal)
+            outputs.update(zip(group, self._apply(x, sigma, together, rehearsal), strict=True))
         return torch.stack([outputs[i] for i in range(len(conds))])
 
     def _told(self, conditioning: Conditioning, placement: Placement) -> Conditioning:
@@ -144,34 +211,36 @@ class HostDiffusionModel:
             extras = {**extras, "guidance": self.guidance}
         return [embedding, extras]
 
-    def _apply(self, x: Tensor, sigma: Tensor, conds: dict) -> Tensor:
+    def _apply(self, x: Tensor, sigma: Tensor, conds: dict, rehearsal: bool) -> Tensor:
         model = self.patcher.model.apply_model
         wrapper = self.patcher.model_options.get("model_function_wrapper")
-        if wrapper is None:
+        if wrapper is None or rehearsal:
             return model(x, sigma, **conds)
         call = {"input": x, "timestep": sigma, "c": conds, "cond_or_uncond": [0] * len(x)}
         return wrapper(model, call)
 
     def _model_conds(self, conditioning: Conditioning, x: Tensor) -> dict:
         """The host's own reading of one conditioning for one latent (size, guidance, pooled…)."""
-        with torch.no_grad():
-            conds = comfy.sampler_helpers.convert_cond([conditioning])
-            (cond,) = comfy.samplers.encode_model_conds(
-                self.patcher.model.extra_conds,
-                conds,
-                x,
-                self.device,
-                "positive",
-                latent_image=torch.zeros_like(x),  # inpainting models: nothing is kept
-            )
-            return {
-                name: value.process_cond(batch_size=1, area=None)
-                for name, value in cond["model_conds"].items()
-            }
+        conds = comfy.sampler_helpers.convert_cond([conditioning])
+        (cond,) = comfy.samplers.encode_model_conds(
+            self.patcher.model.extra_conds,
+            conds,
+            x,
+            self.device,
+            "positive",
+            latent_image=torch.zeros_like(x),  # inpainting models: nothing is kept
+        )
+        return {
+            name: value.process_cond(batch_size=1, area=None)
+            for name, value in cond["model_conds"].items()
+        }
 
-    def _transformer_options(self, group: list[int], sigmas: Tensor) -> dict:
-        options = create_model_options_clone(self.patcher.model_options)
-        comfy.sampler_helpers.prepare_model_patcher(self.patcher, {}, options)
+    def _transformer_options(self, group: list[int], sigmas: Tensor, rehearsal: bool) -> dict:
+        if rehearsal:
+            options: dict = {"transformer_options": {}}
+        else:
+            options = create_model_options_clone(self.patcher.model_options)
+            comfy.sampler_helpers.prepare_model_patcher(self.patcher, {}, options)
         transformer = options["transformer_options"]
         transformer["cond_or_uncond"] = [0] * len(group)
         transformer["uuids"] = [uuid.uuid4() for _ in group]
@@ -197,21 +266,6 @@ def with_sizes(conditioning: Conditioning, placement: Placement) -> Conditioning
         "target_height": target_height,
     }
     return [embedding, {**extras, **sizes}]
-
-
-@contextmanager
-def lend_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """A layer's weight and bias as the host would use them now: moved, cast, patched."""
-    if not hasattr(layer, "comfy_cast_weights"):
-        bias = None if layer.bias is None else layer.bias.to(like)
-        yield layer.weight.to(like), bias
-        return
-    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-    scale = getattr(layer, "scale_weight", None)  # scaled fp8: the host applies it in its forward
-    try:
-        yield (weight if scale is None else weight * scale.to(weight)), bias
-    finally:
-        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
 
 def noise_schedule(sampling: nn.Module) -> NoiseSchedule:
@@ -290,6 +344,12 @@ def _attribute(owner: object, name: str, value: object) -> Iterator[None]:
 
 def _sampling_dtype(base: nn.Module) -> torch.dtype:
     return base.manual_cast_dtype or base.get_dtype()
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Numbers in the weights of the large layers, however they are stored."""
+    layers = trainable_layers(model).values()
+    return sum(math.prod(weight_shape(layer)) for layer in layers)
 
 
 def _bf16_is_fast(device: torch.device) -> bool:

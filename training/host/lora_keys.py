@@ -36,6 +36,28 @@ def file_names(base: nn.Module, paths: Iterable[str]) -> dict[str, str]:
     return {path: name for path, name in names.items() if name in host_keys}
 
 
+def text_encoder_names(encoders: nn.Module, paths: Iterable[str]) -> dict[str, str]:
+    """Layer path inside the text encoders of a CLIP -> name in the file, as kohya-ss/sd-scripts
+    writes it: ``lora_te_…`` where there is one encoder, ``lora_te1_…`` (CLIP-L), ``lora_te2_…``
+    (CLIP-G), ``lora_te3_…`` (T5) where there are several. Layers for which the host knows no such
+    name are left out.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, key in comfy.lora.model_lora_keys_clip(encoders, {}).items():
+        if name.startswith("lora_te"):
+            found[key.removesuffix(".weight")].append(name)
+    several = len(list(encoders.children())) > 1
+    return {path: _text_name(found[path], several) for path in paths if path in found}
+
+
+def _text_name(names: list[str], several: bool) -> str:
+    """Of a layer's names in the host the one that others write."""
+    plain = [name for name in names if name.startswith("lora_te_")]
+    numbered = [name for name in names if name not in plain]
+    # The host also reads Flux' T5 as lora_te2, which is CLIP-G's number elsewhere.
+    return max(numbered) if numbered and (several or not plain) else plain[0]
+
+
 def existing_layers(
     base: nn.Module, existing: ExistingLora, layers: Mapping[str, nn.Module]
 ) -> dict[str, dict[str, Tensor]]:
@@ -47,19 +69,46 @@ def existing_layers(
     Raises:
         AtelierError: part of it belongs to no layer that can be trained; nothing is left out.
     """
-    converted = comfy.lora_convert.convert_lora(dict(existing.tensors))
-    contents = ExistingLora(converted, existing.name).layers()
-    meant = _names_of_layers(base)
-    lost = [n for n in contents if n not in meant or meant[n].path not in layers]
-    count = f"{len(lost)} of its {len(contents)} layers"
-    require(
-        not lost,
-        f'existing LoRA "{existing.name}": {count} cannot be continued on this model: '
-        f"{', '.join(lost[:3])}. It was made for another model.",
-    )
+    contents = _converted(existing).layers()
     require(
         len(contents) > 0,
         f'existing LoRA "{existing.name}" holds nothing for the diffusion model.',
+    )
+    return _by_path(contents, _names_of_layers(base), existing.name, layers)
+
+
+def existing_text_layers(
+    encoders: nn.Module, existing: ExistingLora, layers: Mapping[str, nn.Module]
+) -> dict[str, dict[str, Tensor]]:
+    """As :func:`existing_layers`, of the text encoders of a CLIP."""
+    contents = _converted(existing).layers(text_encoders=True)
+    keys = comfy.lora.model_lora_keys_clip(encoders, {})
+    meant = {name: _Place(key.removesuffix(".weight")) for name, key in keys.items()}
+    # peft writes diffusers' names with its own prefix before or behind the encoder's.
+    for name, place in list(meant.items()):
+        encoder, dot, path = name.partition(".")
+        if encoder.startswith("text_encoder") and dot:
+            meant[f"{encoder}.base_model.model.{path}"] = place
+            meant[f"base_model.model.{name}"] = place
+    return _by_path(contents, meant, existing.name, layers)
+
+
+def _converted(existing: ExistingLora) -> ExistingLora:
+    return ExistingLora(comfy.lora_convert.convert_lora(dict(existing.tensors)), existing.name)
+
+
+def _by_path(
+    contents: Mapping[str, dict[str, Tensor]],
+    meant: Mapping[str, _Place],
+    file: str,
+    layers: Mapping[str, nn.Module],
+) -> dict[str, dict[str, Tensor]]:
+    """Layer path -> what a file holds for it, its parts joined."""
+    lost = [n for n in contents if n not in meant or meant[n].path not in layers]
+    require(
+        not lost,
+        f'existing LoRA "{file}": {len(lost)} of its {len(contents)} layers '
+        f"cannot be continued on this model: {', '.join(lost[:3])}. It was made for another model.",
     )
     found: dict[str, dict[Rows | None, dict[str, Tensor]]] = defaultdict(dict)
     for name, parts in contents.items():
@@ -67,11 +116,11 @@ def existing_layers(
         taken = found[place.path]
         require(
             place.rows not in taken and (None not in taken) and (place.rows or not taken),
-            f'existing LoRA "{existing.name}" holds the layer {place.path} more than once.',
+            f'existing LoRA "{file}" holds the layer {place.path} more than once.',
         )
         require(
             place.rows is None or parts.keys() == {DOWN, UP, "alpha"},
-            f'existing LoRA "{existing.name}": {name} is a part of a layer here, which is '
+            f'existing LoRA "{file}": {name} is a part of a layer here, which is '
             "continued for plain LoRA alone.",
         )
         taken[place.rows] = parts

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..cache import TensorCache
 from ..dataset.samples import ImageDataset, Role, shorten
 from ..errors import require
-from ..examples import EncodedDataset, captions, items
+from ..examples import Conditioning, EncodedDataset, captions, items
 from ..network import describe_network
 from ..run import TrainingRun, TrainingSpec, TrainingState, start
 from .diffusion_model import HostDiffusionModel
 from .encoders import cached_captions
 from .latents import cached_images
 from .progress import HostProgress
+from .text_encoder import HostTextEncoder
 
 
-def describe(model: Any, spec: TrainingSpec) -> str:
-    """Layers, parameters and rank of the network on this model, before anything is encoded.
+def describe(model: Any, clip: Any, spec: TrainingSpec) -> str:
+    """Layers, parameters and rank of the network on these models, before anything is encoded.
 
     Raises:
         AtelierError: the network, or the objective, does not fit the model.
     """
-    layers = HostDiffusionModel(model, spec.objective).layers(spec.network)
+    layers = trained_models(model, clip, spec).layers(spec.network)
     return describe_network(layers, spec.network)
 
 
@@ -35,10 +37,9 @@ def start_run(
     Args:
         cache: folder for latents and encoded captions; may be shared and may be deleted.
     """
-    require(clip is not None, "clip: this checkpoint holds no text encoder. Load one and wire it.")
     has_vae = getattr(vae, "first_stage_model", vae) is not None  # the host may give an empty one
     require(has_vae, "vae: this checkpoint holds no VAE. Load one and wire it.")
-    diffusion_model = HostDiffusionModel(model, spec.objective)
+    diffusion_model = trained_models(model, clip, spec)
     diffusion_model.compute_dtype(spec.mixed_precision)  # refuses before the long work
     items(dataset)  # likewise: there must be something to train on
     require_captions(dataset)
@@ -46,8 +47,24 @@ def start_run(
     # Pictures first: a damaged one is more likely than a bad caption.
     dataset, images = cached_images(vae, model.model, dataset, cache, progress.tick)
     texts = _texts(dataset, spec)  # of what is left of it
-    text = cached_captions(clip, texts, TensorCache(cache / "text"), progress.tick)
-    return start(TrainingRun(spec, EncodedDataset(dataset, images, text), diffusion_model))
+    if spec.network.trains_text_encoders:  # which read each anew at every step
+        conditioning: Mapping[str, Conditioning] = {text: text for text in texts}
+    else:
+        conditioning = cached_captions(clip, texts, TensorCache(cache / "text"), progress.tick)
+    return start(TrainingRun(spec, EncodedDataset(dataset, images, conditioning), diffusion_model))
+
+
+def trained_models(model: Any, clip: Any, spec: TrainingSpec) -> HostDiffusionModel:
+    """The diffusion model, with the text encoder beside it if that is trained too.
+
+    Raises:
+        AtelierError: they cannot be trained so, or there is no text encoder.
+    """
+    require(clip is not None, "clip: this checkpoint holds no text encoder. Load one and wire it.")
+    text_encoder = None
+    if spec.network.trains_text_encoders:
+        text_encoder = HostTextEncoder(clip, model.load_device)
+    return HostDiffusionModel(model, spec.objective, text_encoder)
 
 
 def _texts(dataset: ImageDataset, spec: TrainingSpec) -> list[str]:

@@ -6,15 +6,19 @@ from ..lr_scheduler import LRSchedulerSpec, LRSchedulerType
 from ..optimizer import OptimizerSpec
 
 
-def lr_advice(spec: OptimizerSpec) -> str:
-    """What to say of a learning rate far from the optimizer's usual ones; empty: nothing."""
-    rates = spec.kind.rates
-    if rates is None or spec.unet_lr == 0 or rates.low <= spec.unet_lr <= rates.high:
+def lr_advice(spec: OptimizerSpec, widget: str = "unet_lr") -> str:
+    """What to say of a learning rate far from the optimizer's usual ones; empty: nothing.
+
+    Args:
+        widget: ``unet_lr`` or ``text_encoder_lr``.
+    """
+    rates, rate = spec.kind.rates, getattr(spec, widget)
+    if rates is None or rate == 0 or rates.low <= rate <= rates.high:
         return ""
-    side = "below" if spec.unet_lr < rates.low else "above"
+    side = "below" if rate < rates.low else "above"
     because = f" ({rates.why})" if rates.why else ""
     return (
-        f"unet_lr {spec.unet_lr:g} is far {side} what {spec.label} is used with: "
+        f"{widget} {rate:g} is far {side} what {spec.label} is used with: "
         f"{rates.usual:g} is usual, {rates.low:g} to {rates.high:g} is common{because}."
     )
 

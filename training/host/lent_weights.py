@@ -1,0 +1,82 @@
+"""The weights of ComfyUI's layers, lent for one use, whatever they are stored in.
+
+Quantised bases stay quantised: a weight gets its numbers back for the time of the lending, one
+layer at a time. Beside the host's own types there are
+
+    bitsandbytes 4 bit    w = code[index] · absmax[block]   (NF4: Dettmers 2023, arXiv:2305.14314)
+    bitsandbytes 8 bit    w = q · SCB[row] / 127            (LLM.int8: Dettmers 2022, 2208.07339)
+    layers with a ``cast_bias_weight`` of their own         (GGUF loaders)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.ops
+import torch
+from torch import Tensor, nn
+
+from ..errors import needed_package, require
+
+INT8_MAX = 127
+
+
+@contextmanager
+def lend_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A layer's weight and bias as the host would use them now: moved, cast, patched.
+
+    Raises:
+        AtelierError: the weight is an 8-bit one without its scales.
+    """
+    if hasattr(layer, "cast_bias_weight"):
+        weight, bias, *_ = layer.cast_bias_weight(like)
+        yield weight, bias
+        return
+    if not hasattr(layer, "comfy_cast_weights") or _by_bitsandbytes(layer):
+        yield unpacked(layer, like), None if layer.bias is None else layer.bias.to(like)
+        return
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    scale = getattr(layer, "scale_weight", None)  # scaled fp8: the host applies it in its forward
+    try:
+        yield (weight if scale is None else weight * scale.to(weight)), bias
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+def copies_made(layer: nn.Module, like: Tensor) -> int:
+    """How many weights of full size exist at once while a loaded layer lends its own."""
+    if getattr(layer, "scale_weight", None) is not None:
+        return 2
+    patched = getattr(layer, "weight_function", None) or hasattr(layer, "cast_bias_weight")
+    return int(bool(patched) or layer.weight.dtype != like.dtype)
+
+
+def unpacked(layer: nn.Module, like: Tensor) -> Tensor:
+    """The weight of a plain layer, or of one by bitsandbytes, in the type and place of ``like``.
+
+    What packs a weight may lie on the weight or, after the layer's first forward, on the layer.
+    """
+    weight = layer.weight.data
+    if (state := _four_bit_state(layer)) is not None:
+        functional = needed_package("bitsandbytes.functional", "A 4-bit model")
+        return functional.dequantize_4bit(weight, state).to(like)  # where both of them lie
+    if weight.dtype is torch.int8:
+        scales = getattr(layer.weight, "SCB", None)
+        scales = getattr(getattr(layer, "state", None), "SCB", None) if scales is None else scales
+        require(
+            scales is not None,
+            "model: its 8-bit weights came without their scales. Load the fp16, bf16 or fp8 "
+            "version of this model.",
+        )
+        return (weight * (scales.float() / INT8_MAX).unsqueeze(1)).to(like)
+    return weight.to(like)
+
+
+def _four_bit_state(layer: nn.Module):
+    state = getattr(layer.weight, "quant_state", None)
+    return getattr(layer, "quant_state", None) if state is None else state
+
+
+def _by_bitsandbytes(layer: nn.Module) -> bool:
+    return _four_bit_state(layer) is not None or layer.weight.dtype is torch.int8
