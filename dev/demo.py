@@ -66,11 +66,11 @@ class ProgressLine:
             self._write(self.names[self.node])
         elif event == "progress" and data.get("node") in self.names:
             self._write(f"{self.names[data['node']]}  {data['value']:.0f}/{data['max']:.0f}")
-        elif event == "atelier.step":
+        elif event == "atelier.run" and data["node"] in self.names and data["seconds_left"]:
             left = time.strftime("%M:%S", time.gmtime(data["seconds_left"]))
             self._write(
                 f"{self.names[data['node']]}  step {data['step']}/{data['last_step']}"
-                f"  loss {data['loss']:.4f}  {left} left"
+                f"  loss {data['latest']['loss']:.4f}  {left} left"
             )
 
     def _write(self, text: str) -> None:

@@ -5,16 +5,23 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .captions import EditCaptions
+from .checkpoints import TrainingCheckpoints
 from .dataset import CombineDatasets, DatasetFromImages, LoadImageDataset
 from .fit import FitImages
+from .monitor_routes import register
 from .network import LoRANetwork
-from .objective import LossAndNoise, PriorPreservation
+from .objective import LossAndNoise
 from .optimizer import Optimizer
+from .preview import TrainingPreviews
+from .prior_preservation import PriorPreservation
 from .report import DatasetReport
 from .results import LossChart, SaveLoRA
 from .save_dataset import SaveDataset
 from .scheduler import LRScheduler
+from .start_training import StartTraining
+from .states import LoadTrainingState, SaveTrainingState
 from .train import TrainLoRA
+from .train_steps import TrainSteps
 
 NODES: list[type[io.ComfyNode]] = [
     LoadImageDataset,
@@ -29,10 +36,19 @@ NODES: list[type[io.ComfyNode]] = [
     LRScheduler,
     LossAndNoise,
     PriorPreservation,
+    TrainingPreviews,
+    TrainingCheckpoints,
     TrainLoRA,
+    StartTraining,
+    TrainSteps,
+    SaveTrainingState,
+    LoadTrainingState,
     SaveLoRA,
     LossChart,
 ]
+
+
+register()
 
 
 class AtelierExtension(ComfyExtension):

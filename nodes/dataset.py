@@ -69,9 +69,9 @@ class LoadImageDataset(io.ComfyNode):
                     step=0.05,
                     round=0.001,
                     tooltip=(
-                        "Share of the pictures that is set aside and never trained on, to compare "
-                        "with later (their loss is not measured yet). 0 = none, 0.1 is usual for "
-                        "50 pictures and more."
+                        "Share of the pictures that is set aside and never trained on. Their loss, "
+                        "measured while the others train, rises when the LoRA learns by heart. "
+                        "0 = none, 0.1 is usual for 50 pictures and more."
                     ),
                 ),
                 io.Combo.Input(
@@ -427,7 +427,8 @@ def _role(optional: bool = False) -> io.Combo.Input:
         tooltip=(
             "What the pictures are for. train: to learn from. regularisation: pictures of the "
             "class in general (any fox, for sks fox) that keep the model from forgetting it. "
-            "validation: never trained on, kept to compare with (their loss is not measured yet)."
+            "validation: never trained on; their loss is measured while the others train, and "
+            "rises when the LoRA learns those by heart."
         ),
     )
 

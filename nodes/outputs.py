@@ -10,10 +10,9 @@ import folder_paths
 from ..training.errors import AtelierError
 
 
-def checkpoint_prefix(name: str, step: int) -> str:
-    """``atelier/<name>/lora/<name>-step000200``; ``name`` is made fit for a file name."""
-    safe = re.sub(r"[^\w.-]+", "_", name).strip("._") or "run"
-    return f"atelier/{safe}/lora/{safe}-step{step:06d}"
+def safe_name(name: str) -> str:
+    """``name`` made fit for a file name."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._")[:64] or "run"
 
 
 def new_file(filename_prefix: str, extension: str, root: Path) -> Path:
@@ -42,6 +41,19 @@ def output_folder() -> Path:
 def cache_folder() -> Path:
     """Latents, encoded captions and folder indices, kept by content; safe to delete."""
     return output_folder() / "atelier" / "cache"
+
+
+def runs_folder() -> Path:
+    """What runs leave behind, a folder each: states to resume from, LoRAs, previews, history."""
+    return output_folder() / "atelier" / "runs"
+
+
+def states_in(root: Path) -> list[str]:
+    """Training states below ``root``/atelier, by their paths there, the newest first."""
+    folder = root / "atelier"
+    files = [*folder.glob("states/**/*.safetensors"), *folder.glob("runs/*/state/*.safetensors")]
+    newest_first = sorted(files, key=lambda file: -file.stat().st_mtime)
+    return [file.relative_to(folder).as_posix() for file in newest_first]
 
 
 def loras_folder() -> Path:

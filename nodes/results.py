@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from ..training.files import write_whole
 from ..training.lora_file import SavePrecision, save_lora
 from ..training.loss_chart import draw_loss_chart
+from ..training.loss_history import read_loss_map
+from ..training.verdict import judge
+from ..training.verdict_text import explain, headline
 from .checks import verdict
 from .outputs import loras_folder, new_file, output_folder, shown
 from .progress import show_text
@@ -95,7 +99,7 @@ class SaveLoRA(io.ComfyNode):
 
 
 class LossChart(io.ComfyNode):
-    """LOSS_MAP -> picture."""
+    """LOSS_MAP -> picture, and what became of the run in words."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -105,9 +109,10 @@ class LossChart(io.ComfyNode):
             category=CATEGORY,
             is_output_node=True,
             description=(
-                "Draws the loss of every step and its moving average. A line that falls and "
-                "flattens is learning; one that climbs is diverging: lower the learning rate. "
-                "Single steps always scatter, since easy and hard noise levels take turns."
+                "Draws the loss of every step, its moving average and whatever else the run "
+                "recorded, and says what became of it: converged, still falling, plateau, "
+                "overfitting, diverging or not finite, with the figures behind it and what to "
+                "change. Single steps always scatter, since easy and hard noise levels take turns."
             ),
             inputs=[
                 io.LossMap.Input("loss_map", tooltip="From Train LoRA (or a core training node)."),
@@ -115,15 +120,28 @@ class LossChart(io.ComfyNode):
                     "title",
                     default="",
                     placeholder="title (optional)",
-                    tooltip="Heading of the chart; empty = the number of steps.",
+                    tooltip=(
+                        "Heading of the chart, above the verdict; empty = the number of steps."
+                    ),
                 ),
             ],
             outputs=[
-                io.Image.Output("chart", display_name="chart", tooltip="The chart as a picture.")
+                io.Image.Output("chart", display_name="chart", tooltip="The chart as a picture."),
+                io.String.Output(
+                    "verdict",
+                    display_name="verdict",
+                    tooltip="What became of the run, why, and what to change; several lines.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, loss_map: Mapping[str, list[float]], title: str) -> io.NodeOutput:
-        chart = draw_loss_chart(loss_map["loss"], title).unsqueeze(0)
-        return io.NodeOutput(chart, ui=ui.PreviewImage(chart, cls=cls))
+    def execute(cls, loss_map: Mapping[str, Any], title: str) -> io.NodeOutput:
+        history = read_loss_map(loss_map)
+        judgement = judge(history)
+        heading = f"{title.strip() or f'{history.steps} steps'}\n{headline(judgement)}"
+        chart = draw_loss_chart(history, heading).unsqueeze(0)
+        text = explain(judgement, history)
+        show_text(text)
+        preview = ui.PreviewImage(chart, cls=cls).as_dict()
+        return io.NodeOutput(chart, text, ui=preview | {"text": (text,)})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+AtelierCheckpoints = io.Custom("ATELIER_CHECKPOINTS")
 AtelierDataset = io.Custom("ATELIER_DATASET")
 AtelierNetwork = io.Custom("ATELIER_NETWORK")
 AtelierObjective = io.Custom("ATELIER_OBJECTIVE")
 AtelierOptimizer = io.Custom("ATELIER_OPTIMIZER")
+AtelierPreview = io.Custom("ATELIER_PREVIEW")
 AtelierScheduler = io.Custom("ATELIER_SCHEDULER")
 AtelierState = io.Custom("ATELIER_STATE")

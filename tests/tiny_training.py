@@ -6,7 +6,7 @@ Import it after `comfy_modules.make_importable()`, as every test under tests/hos
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from in_memory import encoded_dataset
+from lora_atelier.nodes.monitor import RunMonitor, watched
+from lora_atelier.nodes.run_in_graph import RunOptions, train_in_graph
 from lora_atelier.training.adapters.dora import DoRA
 from lora_atelier.training.batch_losses import batch_losses
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from lora_atelier.training.host.encoders import encode_captions
+from lora_atelier.training.listener import Listener
 from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
 from lora_atelier.training.network import NetworkSpec, build_network
 from lora_atelier.training.optimizer import OptimizerSpec
@@ -93,19 +96,27 @@ def make_run(
     return TrainingRun(spec or quick_spec(), data, HostDiffusionModel(model))
 
 
-class Recorder:
-    """A listener that keeps what it hears."""
+class Recorder(Listener):
+    """Keeps what it hears."""
 
     def __init__(self, on_micro_step: Callable[[], None] = lambda: None) -> None:
         self.on_micro_step = on_micro_step
         self.records: list[StepRecord] = []
         self.interrupted: list[TrainingState] = []
 
-    def on_step(self, record: StepRecord, last_step: int) -> None:
+    def on_step(self, record: StepRecord, last_step: int, freeze: Any) -> None:
         self.records.append(record)
 
     def on_interrupted(self, state: TrainingState) -> None:
         self.interrupted.append(state)
+
+
+def train_as_node(
+    state: TrainingState, steps: int, monitor: RunMonitor | None = None
+) -> TrainingState:
+    """Train on as the nodes do it, with their files, progress and Cancel."""
+    with nullcontext(monitor) if monitor else watched(state.history) as watching:
+        return train_in_graph(state, state.step + steps, RunOptions(), watching)
 
 
 def worked_network(model: HostDiffusionModel, spec: NetworkSpec) -> nn.ModuleDict:

@@ -23,9 +23,13 @@ class Watched:
 
     def __init__(self, server: HostServer, prompt: Prompt) -> None:
         self.texts: dict[str, str] = {}
+        self.messages: list[str] = []
+        """What the monitors of the runs said, in the order in which they said it."""
         self.result: Result = server.queue(prompt, on_event=self._listen)
 
     def _listen(self, name: str, data: Any) -> None:
+        if name == "atelier.run":
+            self.messages += [message["text"] for message in data["messages"]]
         if name == "binary" and int.from_bytes(data[:4], "big") == PROGRESS_TEXT:
             end = 8 + int.from_bytes(data[4:8], "big")
             self.texts[data[8:end].decode()] = data[end:].decode()
@@ -91,6 +95,7 @@ WIDGETS: dict[str, dict[str, Any]] = {
         "optimizer_name": "",
         "ema_decay": 0.0,
     },
+    "AtelierTrainLoRA": {"resume": "start_again"},  # what other tests left on disk does not count
     "AtelierScheduler": {
         "lr_scheduler": "constant",
         "lr_warmup_ratio": 0.0,

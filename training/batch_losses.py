@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,11 +24,13 @@ from .examples import Conditioning, Example, stacked_masks
 from .noise import Noise, draw_noise
 from .objective import NoisedBatch, ObjectiveSpec, PriorTarget, add_noise, sample_losses
 from .random_streams import generator
-from .run import Predict, TrainingRun
 from .timesteps import draw_sigma
 from .training_context import adapters_off
 
-Term = Callable[[TrainingRun, list[Draw], Predict], Tensor]
+if TYPE_CHECKING:
+    from .run import Predict, TrainingRun
+
+Term = Callable[["TrainingRun", list[Draw], "Predict"], Tensor]
 """``term(run, batch, predict) -> [B]``: a part of each picture's loss."""
 
 
@@ -40,12 +43,19 @@ def loss_terms(objective: ObjectiveSpec) -> tuple[Term, ...]:
 
 def batch_losses(run: TrainingRun, batch: list[Draw], predict: Predict) -> Tensor:
     """[B] weighted loss of each picture of a micro-batch, each under its own caption."""
-    objective = run.spec.objective
     examples = [run.example(draw) for draw in batch]
     noised = _noised(run, batch, examples)
-    conditioning = [example.conditioning for example in examples]
-    if objective.prior.prior_target is PriorTarget.BASE_MODEL:
+    if run.spec.objective.prior.prior_target is PriorTarget.BASE_MODEL:
         noised = _aimed_at_base(noised, examples, predict)
+    return losses_of(run, examples, noised, predict)
+
+
+def losses_of(
+    run: TrainingRun, examples: list[Example], noised: NoisedBatch, predict: Predict
+) -> Tensor:
+    """[B] weighted loss of each picture under its own caption and the noise it was given."""
+    objective = run.spec.objective
+    conditioning = [example.conditioning for example in examples]
     prediction = _predict(predict, noised, conditioning, examples)
     masks = stacked_masks([e.image for e in examples]) if objective.masked_loss else None
     factors = [
@@ -79,19 +89,27 @@ def prior_losses(run: TrainingRun, batch: list[Draw], predict: Predict) -> Tenso
 
 def _noised(run: TrainingRun, batch: list[Draw], examples: list[Example]) -> NoisedBatch:
     """Each picture's noise depends on its place in the run alone: noise level first, then noise."""
-    objective, schedule, device = run.spec.objective, run.model.schedule, run.model.device
+    objective, schedule = run.spec.objective, run.model.schedule
     sigmas, noise = [], []
     for draw, example in zip(batch, examples, strict=True):
         latent = example.image.latent
         rng = generator(run.spec.seed, "noise", draw.epoch, draw.position)
         sigmas.append(draw_sigma(schedule, objective.timesteps, latent.shape, rng))
         noise.append(draw_noise(latent, objective.noise, rng))
+    return with_noise(run, examples, sigmas, noise)
+
+
+def with_noise(
+    run: TrainingRun, examples: list[Example], sigmas: list[Tensor], noise: list[Noise]
+) -> NoisedBatch:
+    """A micro-batch on the model's device; one noise level and one noise a picture."""
+    device = run.model.device
     return add_noise(
         torch.stack([example.image.latent for example in examples]).to(device),
         Noise(*(torch.stack(parts).to(device) for parts in zip(*noise, strict=True))),
         torch.stack(sigmas).to(device),
-        schedule,
-        objective,
+        run.model.schedule,
+        run.spec.objective,
     )
 
 

@@ -38,6 +38,22 @@ def fitted_text(text: str, most: int) -> str:
     return "\n".join(_narrowed(drawable(line), most) for line in text.split("\n"))
 
 
+def wrapped_text(text: str, most: int, lines: int) -> str:
+    """At most ``lines`` lines of ``most`` columns, broken at spaces where there are some; the end
+    of a text that is longer gives way. Only what :func:`drawable` leaves."""
+    rest, found = drawable(" ".join(text.split())), []
+    while rest and len(found) < lines:
+        head = _prefix(rest, most)
+        if head != rest:
+            if len(found) == lines - 1:
+                head = f"{_prefix(rest, most - 1)}…"
+            elif " " in head and rest[len(head)] != " ":
+                head = head[: head.rindex(" ")]
+        found.append(head)
+        rest = rest[len(head) :].lstrip()
+    return "\n".join(found)
+
+
 def drawable(text: str) -> str:
     """Characters that no font of this machine has as their code point, ``[1F98A]``; those that
     only change or join others are dropped."""

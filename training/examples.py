@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -19,6 +19,10 @@ from .random_streams import generator
 
 Conditioning = Any
 """One caption as the host encoded it; opaque to the engine."""
+
+
+HELD_OUT = Variant(0)
+"""How a validation picture is seen: at its first resolution, in its first cut, not mirrored."""
 
 
 class View(NamedTuple):
@@ -67,6 +71,14 @@ class EncodedDataset:
         caption = draw_caption(chosen, seed, draw)
         placement = placement_of(chosen, view.variant)
         image, conditioning = self.images[view], self.conditioning[caption]
+        return Example(image, conditioning, placement, chosen.loss_weight, chosen.role)
+
+    def held_out_example(self, sample: int) -> Example:
+        """A validation picture, which is always seen in the same way."""
+        chosen = self.dataset.samples[sample]
+        image = self.images[View(sample, HELD_OUT)]
+        conditioning = self.conditioning[held_out_caption(chosen)]
+        placement = placement_of(chosen, HELD_OUT)
         return Example(image, conditioning, placement, chosen.loss_weight, chosen.role)
 
 
@@ -127,23 +139,34 @@ def effective_repeats(dataset: ImageDataset) -> list[int]:
 
 
 def views(dataset: ImageDataset) -> list[View]:
-    """Everything that may be drawn of the pictures, each once."""
+    """Everything that may be seen of the pictures, each once: what training may draw, and of those
+    for validation what is measured."""
     repeats = effective_repeats(dataset)
-    return [
-        View(i, Variant(*variant))
-        for i, sample in enumerate(dataset.samples)
-        if repeats[i] > 0
-        for variant in product(
-            range(len(sample.fit.resolutions)), range(sample.fit.crops), _flips(sample)
-        )
-    ]
+    found: list[View] = []
+    for i, sample in enumerate(dataset.samples):
+        if sample.role is Role.VALIDATION:
+            found.append(View(i, HELD_OUT))
+        elif repeats[i] > 0:
+            ways = range(len(sample.fit.resolutions)), range(sample.fit.crops), _flips(sample)
+            found += [View(i, Variant(*variant)) for variant in product(*ways)]
+    return found
 
 
 def captions(dataset: ImageDataset) -> list[str]:
-    """Every text that may be drawn, each once; the empty one first, since dropout needs it."""
-    repeats = effective_repeats(dataset)
-    used = [s for s, n in zip(dataset.samples, repeats, strict=True) if n > 0]
-    return list(dict.fromkeys(["", *(text for s in used for text in _texts(s))]))
+    """Every text that may be read, each once; the empty one first, since dropout needs it."""
+    found = [""]
+    for sample, repeats in zip(dataset.samples, effective_repeats(dataset), strict=True):
+        if sample.role is Role.VALIDATION:
+            found.append(held_out_caption(sample))
+        elif repeats > 0:
+            found += _texts(sample)
+    return list(dict.fromkeys(found))
+
+
+def held_out_caption(sample: Sample) -> str:
+    """The first caption of a validation picture with its tags in order, and all of them."""
+    options = replace(sample.caption_options, shuffle_caption=False, caption_tag_dropout_rate=0.0)
+    return caption_variant(sample.captions, options, sample.name, 0)
 
 
 def draw_caption(sample: Sample, seed: int, draw: Draw) -> str:

@@ -21,7 +21,28 @@ Weights = Callable[[nn.Module, Tensor], AbstractContextManager[tuple[Tensor, Ten
 """``weights(layer, like)``: a context that lends (weight, bias) in the dtype and on the device of
 ``like``. The weight is not used after the context is left, so the host may take it back."""
 
-FROZEN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module computes ``x Wᵀ + b``. Those of quantised models need not be of
+    ``nn.Linear``'s kind: then they say their sizes, or bitsandbytes does."""
+    if isinstance(module, nn.Linear):
+        return True
+    has_sizes = hasattr(module, "in_features") and hasattr(module, "out_features")
+    has_weight = isinstance(getattr(module, "weight", None), Tensor)
+    return has_weight and (has_sizes or four_bit_state(module) is not None)
+
+
+def is_frozen_layer(module: nn.Module) -> bool:
+    """Whether a module's weight is lent instead of kept: all that are large."""
+    return is_linear(module) or isinstance(module, CONVOLUTIONS)
+
+
+def four_bit_state(layer: nn.Module) -> Any:
+    """How bitsandbytes packed a layer's weight into four bits, with its ``shape``; else None."""
+    state = getattr(layer.weight, "quant_state", None)
+    return getattr(layer, "quant_state", None) if state is None else state
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -29,7 +50,9 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(ctx, x: Tensor, layer: nn.Module, weights: Weights) -> Tensor:
         ctx.layer, ctx.weights = layer, weights
         with weights(layer, x) as (weight, bias):
-            return nn.functional.linear(x, *_bare(weight, bias))
+            # Rows of several dimensions come back as a view, to which no model could add in place
+            # (Flux does); the bare numbers are none.
+            return nn.functional.linear(x, *_bare(weight, bias)).data
 
     @staticmethod
     @once_differentiable
@@ -84,7 +107,7 @@ class FrozenLayer:
 
     def __call__(self, x: Tensor) -> Tensor:
         """What the layer computes on ``x``, differentiable in ``x`` alone."""
-        if isinstance(self.layer, nn.Linear):
+        if is_linear(self.layer):
             return _FrozenLinear.apply(x, self.layer, self.weights)
         return _FrozenConv.apply(*padded(self.layer, x), self.layer, self.weights)
 

@@ -67,6 +67,7 @@ def lora_metadata(state: TrainingState) -> dict[str, str]:
         "ss_mixed_precision": spec.mixed_precision.value,
         "ss_batch_size_per_device": spec.train_batch_size,
         "ss_gradient_accumulation_steps": spec.gradient_accumulation_steps,
+        "ss_gradient_checkpointing": spec.gradient_checkpointing,
         "ss_max_train_steps": spec.max_train_steps,
         "ss_steps": state.step,
         "ss_seed": spec.seed,

@@ -68,12 +68,12 @@ class LossSpec:
 def element_losses(
     prediction: Tensor, target: Tensor, loss_type: LossType, thresholds: Tensor | None = None
 ) -> Tensor:
-    """[B, C, …] loss of every number, float32.
+    """[B, C, …] loss of every number, in float32 at least.
 
     Args:
         thresholds: [B] of the Huber losses.
     """
-    difference = prediction.float() - target
+    difference = prediction.to(torch.promote_types(prediction.dtype, torch.float32)) - target
     if loss_type is LossType.L2:
         return difference.square()
     if loss_type is LossType.L1:

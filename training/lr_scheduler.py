@@ -114,7 +114,17 @@ class Schedule(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; where it was laid out for a shorter run, at the rate of the longer."""
+        ...
+
+    def jump(self, step: int) -> None:
+        """Go on as if ``step`` steps had been taken with this schedule."""
+        ...
+
+    def scale(self, factor: float) -> None:
+        """From now on all rates are multiplied by ``factor``."""
+        ...
 
     def factor(self, step: int) -> float:
         """Share of the full rate with which step number ``step`` (from 0) is taken."""
@@ -146,7 +156,7 @@ def build_lr_scheduler(
         raise AtelierError(f"lr_scheduler {name}: {error}") from error
     if spec.lr_scheduler is LRSchedulerType.REDUCE_ON_PLATEAU:
         return _Plateau(optimizer, schedule, warmup)
-    return _Planned(schedule)
+    return _Planned(schedule, max_train_steps)
 
 
 def check_lr_scheduler(
@@ -164,20 +174,44 @@ def check_lr_scheduler(
 class _Planned:
     """A schedule that depends on the step alone."""
 
-    def __init__(self, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
+    def __init__(self, schedule: torch.optim.lr_scheduler.LambdaLR, horizon: int) -> None:
         self.schedule = schedule
+        self.horizon = horizon
 
     def step(self, loss: float) -> None:
         self.schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.schedule.state_dict()
+        return {"planned": self.schedule.state_dict(), "horizon": self.horizon}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.schedule.load_state_dict(state)
+        self.schedule.load_state_dict(state["planned"])
+        if state["horizon"] != self.horizon:
+            held = self.schedule.last_epoch == state["horizon"] - 1  # not moved by its last step
+            self.jump(self.schedule.last_epoch + held)
 
     def factor(self, step: int) -> float:
         return float(self.schedule.lr_lambdas[0](step))
+
+    def jump(self, step: int) -> None:
+        self.schedule.last_epoch = min(step, self.horizon - 1)
+        self._set_rates()
+
+    def scale(self, factor: float) -> None:
+        self.schedule.base_lrs = [rate * factor for rate in self.schedule.base_lrs]
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        schedule = self.schedule
+        rates = [
+            base * shape(schedule.last_epoch)
+            for base, shape in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        for group, base, rate in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, rates, strict=True
+        ):
+            group["initial_lr"], group["lr"] = base, rate
+        schedule._last_lr = rates
 
 
 class _Plateau:
@@ -214,15 +248,26 @@ class _Plateau:
             "plateau": self.schedule.state_dict(),
             "steps": self.steps,
             "average": self.average,
+            "rates": self.rates,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.schedule.load_state_dict(state["plateau"])
         self.steps = state["steps"]
         self.average = state["average"]
+        self.rates = state["rates"]
 
     def factor(self, step: int) -> float:
         return min(1.0, step / max(1, self.warmup)) if step < self.warmup else 1.0
+
+    def jump(self, step: int) -> None:
+        self.steps = step
+        self._warm_up()
+
+    def scale(self, factor: float) -> None:
+        self.rates = [rate * factor for rate in self.rates]
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
 
     def _warm_up(self) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):

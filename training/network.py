@@ -41,23 +41,32 @@ ADAPTERS: dict[Algorithm, Make] = {
 }
 
 
-def build_network(layers: Mapping[str, TargetLayer], spec: NetworkSpec, seed: int) -> nn.ModuleDict:
-    """Make one adapter a layer, in float32 on the CPU.
+CPU = torch.device("cpu")
+
+
+def build_network(
+    layers: Mapping[str, TargetLayer],
+    spec: NetworkSpec,
+    seed: int,
+    device: torch.device = CPU,
+) -> nn.ModuleDict:
+    """Make one adapter a layer, in float32.
 
     Args:
         layers: file name of the adapter (``lora_unet_…``, no dots) -> the frozen layer.
         seed: each adapter's start depends on it and on its own name alone, so choosing other
             layers does not change how these begin.
+        device: the CPU, or ``meta`` for the shapes alone.
 
     Raises:
         AtelierError: nothing is left to train, ``block_dims`` does not fit the model, or the LoRA
             to continue from is of another kind.
     """
     # Constructors may draw from the global stream, which is the host's: give it back.
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+    with device, torch.random.fork_rng(devices=[]):
         network = nn.ModuleDict(_adapters(layers, spec, seed))
     for name, adapter in network.items():
-        if (start := layers[name].start) is not None:
+        if (start := layers[name].start) is not None and device == CPU:
             shapes = adapter.state_dict()
             adapter.load_state_dict({k: v.reshape(shapes[k].shape) for k, v in start.items()})
     return network

@@ -1,7 +1,8 @@
 """Number formats of a run, and the one wrapper around ``accelerate``.
 
-Adapters and their gradients stay float32; the compute type is what activations have inside the
-frozen model. float16 needs dynamic loss scaling, which ``accelerate`` brings; bfloat16 does not.
+The compute type is what activations have inside the frozen model; how the adapters are stored is
+another choice (:mod:`training.adapter_precision`). float16 needs dynamic loss scaling, which
+``accelerate`` brings; bfloat16 does not.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ class MixedPrecision(str, Enum):
     FP16 = "fp16"
 
 
+LARGE = 10_000_000_000
+"""Parameters from which on activations leave the range of float16."""
+
 _DTYPES = {
     MixedPrecision.NO: torch.float32,
     MixedPrecision.BF16: torch.bfloat16,
@@ -33,25 +37,37 @@ _DTYPES = {
 
 
 def compute_dtype(
-    choice: MixedPrecision, host_dtype: torch.dtype, device: torch.device, bf16_is_fast: bool
+    choice: MixedPrecision,
+    host_dtype: torch.dtype,
+    device: torch.device,
+    bf16_is_fast: bool,
+    parameters: int = 0,
 ) -> torch.dtype:
     """The type of activations.
 
     Args:
         choice: the widget; ``auto`` takes the type in which the host samples this model, but
             bfloat16 rather than float16 where the device has it, for its range, and float32
-            rather than float16 on the CPU.
+            rather than float16 on the CPU and for models of 10 B parameters and more.
         host_dtype: that type.
+        parameters: how many the frozen model has.
 
     Raises:
-        AtelierError: float16 on the CPU, which has no loss scaling there.
+        AtelierError: float16 on the CPU, which has no loss scaling there, or for such a model.
     """
+    large = parameters >= LARGE
     if choice is MixedPrecision.AUTO:
         if host_dtype != torch.float16:
             return host_dtype
         if bf16_is_fast:
             return torch.bfloat16
-        return torch.float32 if device.type == "cpu" else torch.float16
+        return torch.float32 if large or device.type == "cpu" else torch.float16
+    require(
+        choice is not MixedPrecision.FP16 or not large,
+        f"mixed_precision is fp16, but this model has {parameters / 1e9:.1f} B parameters: in "
+        "models of 10 B and more, activations leave the range of fp16 on the way forward already, "
+        "where loss scaling cannot help. Choose bf16, or auto.",
+    )
     require(
         choice is not MixedPrecision.FP16 or device.type != "cpu",
         "mixed_precision fp16 needs a GPU: on the CPU choose auto, no (fp32) or bf16.",

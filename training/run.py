@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .adapter_precision import AdapterPrecision
+from .allocations import Allocations
 from .batches import BatchPlan, Draw
 from .dataset.fit import Placement
 from .dataset.samples import ImageDataset
 from .errors import require_number
 from .examples import Conditioning, EncodedDataset, Example, Items, items
 from .frozen import FrozenLayer
+from .guard import OnDivergence
 from .lr_scheduler import LRSchedulerSpec
-from .network import NetworkSpec, build_network
+from .memory_estimate import MemoryEstimate, estimate_memory
+from .network import CPU, NetworkSpec, build_network
 from .objective import NoiseSchedule, ObjectiveSpec
 from .optimizer import OptimizerSpec
 from .precision import MixedPrecision
 from .targets import TargetLayer
+from .validation import HeldOut, ValidationPoint, steps_between
 
 Predict = Callable[[Tensor, Tensor, list[Conditioning], list[Placement]], Tensor]
 """``predict(noisy_latents [B, C, …], sigmas [B], conditioning [B], placements [B]) -> [B, C, …]``
@@ -46,10 +51,31 @@ class DiffusionModel(Protocol):
 
     def compute_dtype(self, choice: MixedPrecision) -> torch.dtype: ...
 
+    def stored_bytes(self) -> tuple[int, int]:
+        """Of the weights of the model, and of the text encoders that are trained beside it."""
+        ...
+
     def training(
-        self, network: Mapping[str, nn.Module], dtype: torch.dtype
+        self,
+        network: Mapping[str, nn.Module],
+        dtype: torch.dtype,
+        memory_required: Callable[[], int] = ...,
     ) -> AbstractContextManager[Predict]:
-        """Lend a prediction function; leave the model untouched afterwards."""
+        """Lend a prediction function; leave the model untouched afterwards.
+
+        Args:
+            memory_required: asked where memory is scarce, for the bytes to leave free.
+        """
+        ...
+
+    def rehearsing(
+        self, network: Mapping[str, nn.Module], dtype: torch.dtype, memory: Allocations
+    ) -> AbstractContextManager[Predict]:
+        """As ``training``, on tensors without numbers and of weights that nobody loads.
+
+        Args:
+            memory: counts what is made; not the weights that a loaded model would hold.
+        """
         ...
 
 
@@ -67,6 +93,11 @@ class TrainingSpec:
     train_batch_size: int = 1
     gradient_accumulation_steps: int = 1
     seed: int = 0
+    adapter_precision: AdapterPrecision = AdapterPrecision.FP32
+    gradient_checkpointing: bool = False
+    on_divergence: OnDivergence = OnDivergence.STOP
+    validate_every_n_steps: int = 0
+    """0 = about 20 times in a run, but not more often than every 10 steps; -1 = never."""
 
     def __post_init__(self) -> None:
         require_number(
@@ -76,12 +107,38 @@ class TrainingSpec:
         require_number(
             "gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 4096, "1 = off."
         )
+        every = self.validate_every_n_steps
+        require_number("validate_every_n_steps", every, -1, 10_000_000, "0 = automatic, -1 = off.")
 
     @property
     def samples(self) -> int:
         """Pictures the whole run looks at, repeats counted."""
         pictures_a_step = self.train_batch_size * self.gradient_accumulation_steps
         return self.max_train_steps * pictures_a_step
+
+    @property
+    def steps_between_validations(self) -> int | None:
+        """None = never."""
+        return steps_between(self.validate_every_n_steps, self.max_train_steps)
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Digests of everything a run is made from; "" where one cannot be told."""
+
+    model: str = ""
+    clip: str = ""
+    vae: str = ""
+    dataset: str = ""
+
+    @property
+    def are_known(self) -> bool:
+        return all((self.model, self.clip, self.vae, self.dataset))
+
+    def differences(self, other: Ingredients) -> list[str]:
+        """Names of what is not the same, for people."""
+        mine, theirs = asdict(self), asdict(other)
+        return [name for name in mine if mine[name] != theirs[name]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +148,11 @@ class TrainingRun:
     spec: TrainingSpec
     data: EncodedDataset
     model: DiffusionModel
+    ingredients: Ingredients = Ingredients()
+    identity: str = ""
+    """Equal identities give equal weights (:mod:`training.identity`); "" = it cannot be told."""
+    models: Any = None
+    """MODEL, CLIP and VAE of the graph; opaque to the engine."""
 
     @property
     def dataset(self) -> ImageDataset:
@@ -107,10 +169,24 @@ class TrainingRun:
             self.spec.seed,
         )
 
-    def new_network(self) -> nn.ModuleDict:
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """What is validated."""
+        return HeldOut(self.dataset, self.spec.train_batch_size)
+
+    @cached_property
+    def memory(self) -> MemoryEstimate:
+        """What the run will need; the first time this takes a second or two."""
+        return estimate_memory(self)
+
+    def memory_required(self) -> int:
+        """Bytes that training needs beside the weights of the models."""
+        return self.memory.beside_weights
+
+    def new_network(self, device: torch.device = CPU) -> nn.ModuleDict:
         """The adapters as they begin, for want of what they take over from the weights."""
         network = self.spec.network
-        return build_network(self.model.layers(network), network, self.spec.seed)
+        return build_network(self.model.layers(network), network, self.spec.seed, device)
 
     def example(self, draw: Draw) -> Example:
         """What the model sees at one place of the run."""
@@ -155,6 +231,7 @@ class TrainingState:
     history: tuple[StepRecord, ...] = ()
     training_weights: Mapping[str, Tensor] | None = None
     """The adapters that training goes on from, where ``network`` is an average of them."""
+    validations: tuple[ValidationPoint, ...] = ()
 
     def get_ram_usage(self) -> int:
         """Bytes; asked by ComfyUI's RAM-pressure cache. Latents and texts lie on disk."""

@@ -17,7 +17,7 @@ from enum import Enum
 from torch import Tensor, nn
 
 from .errors import AtelierError, require
-from .frozen import FROZEN_LAYERS
+from .frozen import is_frozen_layer, is_linear
 
 UNET_TRANSFORMERS = ("SpatialTransformer", "SpatialVideoTransformer", "Transformer2DModel")
 CONVOLUTION_BLOCKS = (
@@ -91,16 +91,15 @@ def choose_layers(
     if target_modules is TargetModules.REGEX:
         chosen = _matching(layers, names, target_regex)
     elif target_modules is TargetModules.ALL_LINEAR:
-        chosen = {p: m for p, m in layers.items() if isinstance(m, nn.Linear)}
+        chosen = {p: m for p, m in layers.items() if is_linear(m)}
     elif target_modules is TargetModules.ALL_LINEAR_CONV:
         chosen = layers
     else:
         chosen = attention_and_mlp_layers(model)
         require(
             len(chosen) > 0,
-            "model: none of its layers can be trained. Quantised formats whose layers are not "
-            "ordinary Linear layers (nvfp4, mixed fp8, GGUF) are not supported yet; load the fp16, "
-            "bf16 or plain fp8 version of this model.",
+            "model: none of its layers can be trained. It may be stored in a format that is not "
+            "supported yet; load the fp16, bf16, fp8 or nf4 version of this model.",
         )
         if target_modules is TargetModules.ATTENTION:
             chosen = _attention_only(model, chosen)
@@ -127,7 +126,7 @@ def attention_and_mlp_layers(model: nn.Module) -> dict[str, nn.Module]:
         below = _layers_below(model, unet_blocks)
         return {p: m for p, m in below.items() if not is_spatial(m)}
     lists = [p for p, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    return {p: m for p, m in _layers_below(model, lists).items() if isinstance(m, nn.Linear)}
+    return {p: m for p, m in _layers_below(model, lists).items() if is_linear(m)}
 
 
 def convolutions_of_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -138,7 +137,7 @@ def convolutions_of_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 def is_spatial(layer: nn.Module) -> bool:
     """True for a convolution that looks at more than one place: conv_dim counts for it."""
-    return not isinstance(layer, nn.Linear) and max(layer.kernel_size) > 1
+    return not is_linear(layer) and max(layer.kernel_size) > 1
 
 
 def block_of(model: nn.Module, path: str) -> str:
@@ -212,4 +211,4 @@ def _layers_below(model: nn.Module, roots: list[str]) -> dict[str, nn.Module]:
 
 def _is_trainable(module: nn.Module) -> bool:
     # Convolutions in groups have no low-rank side path of the same kind.
-    return isinstance(module, FROZEN_LAYERS) and getattr(module, "groups", 1) == 1
+    return is_frozen_layer(module) and getattr(module, "groups", 1) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,8 @@ def _form(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [type(value).__name__, [_form(item, tensors) for item in value]]
     if type(value) is dict and all(type(key) is str for key in value):
         return ["dict", {key: _form(item, tensors) for key, item in value.items()}]
+    if type(value) in (dict, OrderedDict, defaultdict) and all(type(k) in PLAIN for k in value):
+        return ["items", [[key, _form(item, tensors)] for key, item in value.items()]]
     raise NotATree(type(value).__name__)
 
 
@@ -53,5 +56,7 @@ def _value(form: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tensors[content]
     if kind == "dict":
         return {key: _value(item, tensors) for key, item in content.items()}
+    if kind == "items":  # keys that are no texts, such as the numbers of an optimizer's parameters
+        return {key: _value(item, tensors) for key, item in content}
     items = [_value(item, tensors) for item in content]
     return tuple(items) if kind == "tuple" else items

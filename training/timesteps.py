@@ -91,14 +91,26 @@ def draw_sigma(
     Returns:
         Scalar float32. Of epsilon and v models always an entry of the schedule.
     """
-    first, end = places(schedule, spec)
     if spec.timestep_sampling is TimestepSampling.AUTO or (
         spec.timestep_sampling is TimestepSampling.UNIFORM and not schedule.is_flow
     ):
+        first, end = places(schedule, spec)
         return schedule.sigmas[int(torch.randint(first, end, (1,), generator=rng))]
     u = torch.rand((), generator=rng, dtype=torch.float64)
-    level = quantile(u, spec, tokens(latent_shape))
-    if schedule.is_flow:
+    return sigma_at(float(u), schedule, spec, latent_shape)
+
+
+def sigma_at(
+    u: float, schedule: NoiseSchedule, spec: TimestepSpec, latent_shape: Sequence[int]
+) -> Tensor:
+    """The noise level below which a share ``u`` (0..1) of all draws lies.
+
+    Args, Returns:
+        as :func:`draw_sigma`.
+    """
+    first, end = places(schedule, spec)
+    level = quantile(torch.tensor(u, dtype=torch.float64), spec, tokens(latent_shape))
+    if schedule.is_flow and spec.timestep_sampling is not TimestepSampling.AUTO:
         width = spec.max_timestep - spec.min_timestep
         return ((spec.min_timestep + level * width) / TIMESTEPS).float()
     return schedule.sigmas[min(first + int(level * (end - first)), end - 1)]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .blocks import blocks_run
 from .checkpointing import checkpointing
 from .forwards import forward_replaced
-from .frozen import FROZEN_LAYERS, FrozenLayer, Weights
+from .frozen import FrozenLayer, Weights, is_frozen_layer
 
 _OFF: ContextVar[bool] = ContextVar("adapters_off", default=False)
 """Whether the adapters are switched off in this thread for the moment."""
@@ -53,14 +53,14 @@ def training_context(
     Raises:
         KeyError: an adapter's path is not a frozen layer of ``model``.
     """
-    frozen = {path: m for path, m in model.named_modules() if isinstance(m, FROZEN_LAYERS)}
+    frozen = {path: m for path, m in model.named_modules() if is_frozen_layer(m)}
     if missing := adapters.keys() - frozen.keys():
         raise KeyError(f"no such Linear or Conv layer in the model: {sorted(missing)}")
     with ExitStack() as undo:
         for path, layer in frozen.items():
             undo.enter_context(_forward_through(layer, adapters.get(path), weights))
         for module in model.modules():
-            if not isinstance(module, (*FROZEN_LAYERS, nn.Embedding)):
+            if not is_frozen_layer(module) and not isinstance(module, nn.Embedding):
                 undo.enter_context(_plain_tensors(module, storage_dtype, compute_dtype, device))
             if _is_norm(module):
                 undo.callback(module.register_forward_pre_hook(_copy_of_input).remove)

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_atelier.nodes.outputs import output_folder
-from lora_atelier.nodes.train import train_steps
 from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.folder import FolderOptions, load_folder
 from lora_atelier.training.host.session import start_run
@@ -32,6 +31,7 @@ from tiny_training import (
     make_run,
     normal,
     quick_spec,
+    train_as_node,
     worked_network,
 )
 
@@ -53,7 +53,7 @@ def encoded(parts: Parts) -> dict[str, Any]:
 def libraries_are_loaded(parts: Parts, encoded: dict[str, Any]) -> None:
     """Their first import logs an exception; pytest keeps that record, and the frames in it."""
     with torch.inference_mode():
-        train_steps(start(make_run(parts.model, encoded)), 1)
+        train_as_node(start(make_run(parts.model, encoded)), 1)
 
 
 @pytest.fixture(autouse=True)
@@ -157,10 +157,10 @@ def run_to_its_end(parts: Parts, encoded: dict[str, Any], end: str) -> None:
     model.set_model_unet_function_wrapper(Calls(at, deed))
     state = start(make_run(model, encoded, quick_spec(gradient_accumulation_steps=2)))
     if exception is None:
-        assert train_steps(state, 4).step == 4
+        assert train_as_node(state, 4).step == 4
     else:
         with pytest.raises(exception):
-            train_steps(state, 4)
+            train_as_node(state, 4)
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -200,9 +200,10 @@ def test_cancel_keeps_the_lora_of_the_last_whole_step(
 ) -> None:
     run_to_its_end(parts, encoded, "cancelled in step 2")
     # Other tests of this file are stopped at that step too; the newest is this one's.
-    *_, file = sorted((output_folder() / "atelier" / "shapes" / "lora").glob("*step000001*"))
+    files = (output_folder() / "atelier" / "runs").glob("shapes-*/lora/*-step00000001.safetensors")
+    file = max(files, key=lambda path: path.stat().st_mtime)
     whole = start(make_run(parts.model, encoded, quick_spec(gradient_accumulation_steps=2)))
-    expected: TrainingState = train_steps(whole, 1)
+    expected: TrainingState = train_as_node(whole, 1)
     saved = load_file(file)
     assert saved.keys() == expected.network.keys()
     assert all(torch.equal(saved[key], value) for key, value in expected.network.items())
@@ -223,7 +224,7 @@ def test_encoding_and_training_leave_the_text_encoder_and_the_vae_alone(
         shutil.copy(PICTURES / name, tmp_path)
     dataset = load_folder(tmp_path, FolderOptions(fit=FitOptions((64,))))
     cache = tmp_path / "cache"
-    train_steps(start_run(parts.model, parts.clip, parts.vae, dataset, quick_spec(), cache), 2)
+    train_as_node(start_run(parts.model, parts.clip, parts.vae, dataset, quick_spec(), cache), 2)
     for module, old in zip(modules, weights, strict=True):
         # CLIP's text_projection is in no SD1.5 file: the host leaves it as the memory was, NaN too.
         exact = {"rtol": 0, "atol": 0, "equal_nan": True}

@@ -2,27 +2,178 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.ops
+import pytest
 import torch
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
 
-from lora_atelier.training.frozen import FrozenLayer
+from lora_atelier.training.adapters.base import weight_shape
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.frozen import FrozenLayer, is_linear
 from lora_atelier.training.host.lent_weights import lend_weights
+from tiny_training import normal
+
+OUT, IN = 16, 64
 
 
-def test_a_scaled_fp8_layer_trains_with_its_scale() -> None:
+def weight() -> Tensor:
+    return normal(0, OUT, IN) * 0.02
+
+
+def bias() -> Tensor:
+    return normal(1, OUT)
+
+
+def frozen(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value, requires_grad=False)
+
+
+def scaled_fp8() -> nn.Module:
     """Its numbers mean nothing without `scale_weight`, which the host applies in its forward."""
-    rng = torch.Generator().manual_seed(0)
-    weight = torch.randn(16, 32, generator=rng) * 0.02
-    scale = weight.abs().max() / 448  # the largest e4m3 number
+    scale = weight().abs().max() / 448  # the largest e4m3 number
+    layer = comfy.ops.scaled_fp8_ops(override_dtype=torch.float8_e4m3fn).Linear(IN, OUT)
+    layer.weight = frozen((weight() / scale).to(torch.float8_e4m3fn))
+    layer.bias = frozen(bias())
+    layer.scale_weight = frozen(scale.clone())
+    return layer
+
+
+def mixed_precision() -> nn.Module:
+    """The host's own quantised layers, which are no `nn.Linear`."""
+    config = {"": {"format": "float8_e4m3fn"}}
+    ops = comfy.ops.mixed_precision_ops(config, torch.float32, full_precision_mm=True)
+    layer = ops.Linear(IN, OUT)
+    scale = weight().abs().max() / 448
+    packed = QuantizedTensor(
+        (weight() / scale).to(torch.float8_e4m3fn),
+        "TensorCoreFP8Layout",
+        {"scale": scale, "orig_dtype": torch.float32, "block_size": None},
+    )
+    layer.weight, layer.bias = frozen(packed), frozen(bias())
+    return layer
+
+
+def four_bit() -> nn.Module:
+    """Linear4bit of bitsandbytes."""
+    from bitsandbytes.nn import LinearNF4, Params4bit
+
+    layer = LinearNF4(IN, OUT)
+    layer.weight = Params4bit(weight(), requires_grad=False, quant_type="nf4", module=layer)
+    layer.bias = frozen(bias())
+    return layer.to("cpu")
+
+
+class Bare4bit(nn.Module):
+    """As NF4 loaders for ComfyUI bring it: no `nn.Linear`, its state on the layer as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        packed = four_bit()
+        self.weight, self.bias = packed.weight, packed.bias
+        self.quant_state = packed.weight.quant_state
+        self.weight.quant_state = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        import bitsandbytes
+
+        return bitsandbytes.matmul_4bit(x, self.weight.t(), self.quant_state, bias=self.bias)
+
+
+def eight_bit() -> nn.Module:
+    """Linear8bitLt of bitsandbytes, before its first forward."""
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    layer = Linear8bitLt(IN, OUT, has_fp16_weights=False)
+    layer.weight = Int8Params(weight(), requires_grad=False, has_fp16_weights=False)
+    layer.bias = frozen(bias())
+    return layer.to("cpu")
+
+
+def eight_bit_in_use() -> nn.Module:
+    """After it, when the scales have moved from the weight to the layer."""
+    layer = eight_bit()
+    layer(normal(5, 1, IN))
+    assert layer.weight.SCB is None
+    return layer
+
+
+class Packed(comfy.ops.manual_cast.Linear):
+    """As GGUF loaders bring it: bytes as the weight, and a `cast_bias_weight` of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(IN, OUT)
+        self.step = float(weight().abs().max() / 7)
+        levels = ((weight() / self.step).round() + 8).to(torch.uint8).flatten()
+        self.weight = frozen(levels[::2] * 16 + levels[1::2])
+        self.bias = frozen(bias())
+
+    def cast_bias_weight(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        levels = torch.stack([self.weight >> 4, self.weight & 15], 1).view(OUT, IN)
+        return (levels.to(like) - 8) * self.step, self.bias.to(like)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, *self.cast_bias_weight(x))
+
+
+# (a layer, how far its forward may be from ours and ours from the unpacked weight). Bitsandbytes
+# quantises the input of its 8-bit layers, too, which ours does not: 1/254 of the largest number.
+LAYERS = {
+    "scaled fp8": (scaled_fp8, 1e-5, 0.05),
+    "mixed precision": (mixed_precision, 1e-5, 0.05),
+    "nf4": (four_bit, 1e-5, 0.15),
+    "nf4, bare": (Bare4bit, 1e-5, 0.15),
+    "int8": (eight_bit, 0.02, 0.01),
+    "int8, in use": (eight_bit_in_use, 0.02, 0.01),
+    "own cast_bias_weight": (Packed, 1e-5, 0.25),
+}
+
+
+def error(x: Tensor, expected: Tensor) -> float:
+    """In standard deviations of what is expected."""
+    return float((x - expected).square().mean().sqrt() / expected.std())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_is_lent_as_it_computes(kind: str) -> None:
+    make, to_its_forward, to_the_weight = LAYERS[kind]
     with torch.inference_mode():
-        layer = comfy.ops.scaled_fp8_ops(override_dtype=torch.float8_e4m3fn).Linear(32, 16)
-        layer.weight = torch.nn.Parameter((weight / scale).to(torch.float8_e4m3fn), False)
-        layer.bias = torch.nn.Parameter(torch.randn(16, generator=rng), False)
-        layer.scale_weight = torch.nn.Parameter(scale.clone(), False)
-    x = torch.randn(4, 32, generator=rng)
+        layer = make()
+    assert is_linear(layer) and weight_shape(layer) == (OUT, IN)
+    stored = layer.weight.clone() if kind == "own cast_bias_weight" else layer.weight.data.clone()
+    x = normal(2, 8, IN).requires_grad_()
+    y = FrozenLayer(layer, lend_weights)(x)
     with torch.no_grad():
-        expected = layer(x)
-        ours = FrozenLayer(layer, lend_weights)(x)
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
-    exact = torch.nn.functional.linear(x, weight, layer.bias.data)
-    torch.testing.assert_close(ours, exact, rtol=0.1, atol=0.05)
+        assert error(y - bias(), layer(x) - bias()) <= to_its_forward
+    assert error(y - bias(), x @ weight().T) <= to_the_weight
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    with lend_weights(layer, x) as (lent, _):
+        assert (lent.shape, lent.dtype) == ((OUT, IN), torch.float32)
+        torch.testing.assert_close(gradient, 2 * y.detach() @ lent)
+    assert_same(layer.weight.data, stored)
+
+
+def assert_same(now: Any, before: Any) -> None:
+    """The stored weight is in no other form than it was."""
+    assert (now.dtype, now.shape) == (before.dtype, before.shape)
+    assert torch.equal(now.view(torch.uint8), before.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_is_lent_in_the_type_that_is_asked_for(kind: str, dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        layer = LAYERS[kind][0]()
+    x = normal(2, 8, IN)
+    y = FrozenLayer(layer, lend_weights)(x.to(dtype))
+    assert y.dtype is dtype
+    assert error(y.float(), FrozenLayer(layer, lend_weights)(x)) < 0.02
+
+
+def test_an_8_bit_weight_without_its_scales_is_refused() -> None:
+    layer = eight_bit()
+    layer.weight.SCB = None
+    with pytest.raises(AtelierError, match="8-bit weights came without their scales"):
+        FrozenLayer(layer, lend_weights)(normal(2, 8, IN))

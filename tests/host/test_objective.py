@@ -18,7 +18,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from in_memory import FIT, PLACEMENT
-from lora_atelier.nodes.objective import LossAndNoise, PriorPreservation
+from lora_atelier.nodes.objective import LossAndNoise
+from lora_atelier.nodes.prior_preservation import PriorPreservation
 from lora_atelier.nodes.train import TrainLoRA
 from lora_atelier.training.batch_losses import batch_losses, prior_losses
 from lora_atelier.training.batches import Draw

@@ -12,13 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from in_memory import encoded_dataset
+from lora_atelier.training.allocations import Allocations
 from lora_atelier.training.frozen import FrozenLayer
+from lora_atelier.training.listener import Listener
 from lora_atelier.training.network import NetworkSpec
 from lora_atelier.training.objective import NoiseSchedule, PredictionType
 from lora_atelier.training.precision import MixedPrecision, compute_dtype
+from lora_atelier.training.rehearsal import SHAPES
 from lora_atelier.training.run import StepRecord, TrainingRun, TrainingSpec, TrainingState
 from lora_atelier.training.targets import TargetLayer
 from lora_atelier.training.training_context import training_context
+from lora_atelier.training.validation import ValidationPoint
 
 LATENT = (4, 2, 2)
 WIDTH = 64
@@ -74,36 +78,81 @@ class SmallDiffusionModel:
     def compute_dtype(self, choice: MixedPrecision) -> torch.dtype:
         return compute_dtype(choice, torch.float32, self.device, bf16_is_fast=False)
 
+    def stored_bytes(self) -> tuple[int, int]:
+        return sum(p.numel() * p.element_size() for p in self.net.parameters()), 0
+
     @contextmanager
-    def training(self, network: Mapping[str, nn.Module], dtype: torch.dtype) -> Iterator[Any]:
+    def rehearsing(
+        self, network: Mapping[str, nn.Module], dtype: torch.dtype, memory: Allocations
+    ) -> Iterator[Any]:
+        with self._differentiable(network, dtype, SHAPES) as predict:
+            yield predict
+
+    @contextmanager
+    def training(
+        self,
+        network: Mapping[str, nn.Module],
+        dtype: torch.dtype,
+        memory_required: Callable[[], int] = lambda: 0,
+    ) -> Iterator[Any]:
+        self.memory_required = memory_required
+        with self._differentiable(network, dtype, self.device) as predict:
+            yield predict
+
+    @contextmanager
+    def _differentiable(
+        self, network: Mapping[str, nn.Module], dtype: torch.dtype, device: torch.device
+    ) -> Iterator[Any]:
         adapters = {name.removeprefix("lora_unet_"): network[name] for name in network}
 
         def predict(noisy: Tensor, sigmas: Tensor, conditioning: list, placements: list) -> Tensor:
-            captions = torch.stack(conditioning).to(dtype)
+            captions = torch.stack(conditioning).to(device, dtype)
             return self.answer(self.net(noisy.to(dtype), sigmas.to(dtype), captions).float())
 
-        with training_context(self.net, adapters, lend, torch.float32, dtype, self.device):
+        with training_context(self.net, adapters, lend, torch.float32, dtype, device):
             yield predict
 
 
-class RecordingListener:
-    """Keeps what the loop says; raises `error` before micro-step or after step number `at`."""
+class RecordingListener(Listener):
+    """Keeps what the loop says; raises `error` before micro-step or after step number `at`.
 
-    def __init__(self, *, micro_step: int = 0, step: int = 0, error: BaseException | None = None):
-        self.micro_step, self.step, self.error = micro_step, step, error
+    Args:
+        finish: the step after which it asks for the end.
+    """
+
+    def __init__(
+        self,
+        *,
+        micro_step: int = 0,
+        step: int = 0,
+        error: BaseException | None = None,
+        finish: int = 0,
+    ):
+        self.micro_step, self.step, self.error, self.finish = micro_step, step, error, finish
         self.micro_steps = 0
         self.records: list[tuple[StepRecord, int]] = []
+        self.validations: list[ValidationPoint] = []
         self.interrupted: list[TrainingState] = []
+        self.rolled_back: list[tuple[TrainingState, str]] = []
+
+    def on_rolled_back(self, state: TrainingState, message: str) -> None:
+        self.rolled_back.append((state, message))
 
     def on_micro_step(self) -> None:
         self.micro_steps += 1
         if self.error and self.micro_steps == self.micro_step:
             raise self.error
 
-    def on_step(self, record: StepRecord, last_step: int) -> None:
+    def on_step(self, record: StepRecord, last_step: int, freeze: Any) -> None:
         self.records.append((record, last_step))
         if self.error and record.step == self.step:
             raise self.error
+
+    def on_validation(self, point: ValidationPoint) -> None:
+        self.validations.append(point)
+
+    def finish_requested(self) -> bool:
+        return len(self.records) == self.finish
 
     def on_interrupted(self, state: TrainingState) -> None:
         self.interrupted.append(state)

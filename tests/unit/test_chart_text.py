@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lora_atelier.training.chart_text import any_text, drawable, fitted_text
+from lora_atelier.training.chart_text import any_text, drawable, fitted_text, wrapped_text
 
 TEXTS = (
     "plain",
@@ -56,3 +56,18 @@ def test_chinese_characters_are_two_columns_wide(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(chart_text, "_characters", lambda: frozenset(range(0x10000)))
     assert fitted_text("一二三四五", 10) == "一二三四五"
     assert fitted_text("一二三四五六", 10) == "一二三…六"
+
+
+def test_a_long_text_is_broken_at_spaces_and_ends_in_dots() -> None:
+    assert wrapped_text("a red  fox\nin snow", 9, 3) == "a red fox\nin snow"
+    assert wrapped_text("a red fox in snow", 7, 3) == "a red\nfox in\nsnow"
+    assert wrapped_text("a red fox in snow", 7, 2) == "a red\nfox in…"
+    assert wrapped_text("abcdefghij", 4, 3) == "abcd\nefgh\nij"
+    assert wrapped_text("", 4, 3) == ""
+
+
+def test_chinese_is_broken_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_atelier.training import chart_text
+
+    monkeypatch.setattr(chart_text, "_characters", lambda: frozenset(range(0x10000)))
+    assert wrapped_text("一二三四五六", 5, 2) == "一二\n三四…"

@@ -140,7 +140,7 @@ def test_many_repeats_are_counted_and_not_walked() -> None:
 def test_a_dataset_without_training_pictures_is_refused_in_words(role: Role) -> None:
     dataset = ImageDataset((_sample("a", role=role),), "portraits")
     assert effective_repeats(dataset) == [0]
-    assert views(dataset) == []
+    assert views(dataset) == ([View(0, Variant(0))] if role is Role.VALIDATION else [])
     with pytest.raises(AtelierError, match='^dataset: "portraits" holds no pictures to train on'):
         items(dataset)
 
@@ -189,9 +189,10 @@ def test_views_are_every_resolution_crop_and_mirroring_of_what_is_seen() -> None
     assert {view.variant for view in found if view.sample == 1} == varied
     assert [view for view in found if view.sample != 1] == [
         View(0, Variant(0)),
+        View(2, Variant(0)),
         View(3, Variant(0)),
     ]
-    assert len(found) == len(set(found)) == 2 + prod((2, 3, 2))
+    assert len(found) == len(set(found)) == 3 + prod((2, 3, 2))
 
 
 CAPTION_OPTIONS = [
@@ -205,12 +206,15 @@ CAPTION_OPTIONS = [
 
 @pytest.mark.parametrize("options", CAPTION_OPTIONS)
 def test_no_more_and_no_less_is_encoded_than_is_drawn(options: CaptionOptions) -> None:
-    """Over 400 epochs everything that is listed is asked for, and nothing else."""
+    """Over 400 epochs everything that is listed is asked for, and nothing else; a picture that is
+    held out is seen in one way alone, under its first caption with all tags in order."""
     dataset = ImageDataset(
         (
             _sample("a", 2, captions=TAGS, fit=VARIED, size=(200, 100), caption_options=options),
             _sample("b", captions=("{cat|dog}, grey, wall",), caption_options=options),
-            _sample("v", role=Role.VALIDATION, captions=("never",), fit=VARIED),
+            _sample(
+                "v", 1, Role.VALIDATION, captions=TAGS[::-1], fit=VARIED, caption_options=options
+            ),
         )
     )
     data, found = _encoded(dataset), items(dataset)
@@ -223,6 +227,10 @@ def test_no_more_and_no_less_is_encoded_than_is_drawn(options: CaptionOptions) -
             asked_texts.add(example.conditioning.removeprefix("encoded "))
             asked_views.add(list(data.images)[int(example.image.latent[0, 0, 0])])
             assert example.placement.size == found.buckets[draw.item]
+    held_out = data.held_out_example(2)
+    assert held_out.conditioning == f"encoded {TAGS[1]}"
+    asked_texts.add(TAGS[1])
+    asked_views.add(View(2, Variant(0)))
     assert asked_views == set(data.images) == set(views(dataset))
     assert asked_texts | {""} == set(data.conditioning)
     assert len(captions(dataset)) == len(set(captions(dataset)))

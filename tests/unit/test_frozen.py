@@ -64,6 +64,29 @@ class CountingLender:
         self.out -= 1
 
 
+@pytest.mark.parametrize("needs_gradient", [True, False])
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [(lambda: nn.Linear(4, 3), (2, 5, 4)), (lambda: nn.Conv1d(2, 3, 1), (2, 2, 7))],
+    ids=["linear", "conv1d"],
+)
+def test_a_model_may_add_to_the_result_in_place(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], needs_gradient: bool, lend_weights: Any
+) -> None:
+    """As Flux does: `img += …`. PyTorch computes a batch of rows as a view of a flat matrix."""
+    x = torch.randn(shape, requires_grad=needs_gradient)
+    layer = build()
+    y = FrozenLayer(layer, lend_weights)(x)
+    adapted = torch.randn_like(y, requires_grad=True)
+    y += 2 * adapted
+    y.sum().backward()
+    torch.testing.assert_close(adapted.grad, torch.full_like(adapted, 2.0))
+    if needs_gradient:
+        plain = x.detach().clone().requires_grad_()
+        layer(plain).sum().backward()
+        torch.testing.assert_close(x.grad, plain.grad)
+
+
 @every_layer
 def test_values_and_input_gradients_are_those_of_ordinary_autograd(
     build: Callable[[], nn.Module], shape: tuple[int, ...], lend_weights: Any

@@ -15,7 +15,7 @@ from in_memory import latent_of
 from lora_atelier.training.batch_losses import batch_losses
 from lora_atelier.training.dataset.fit import Variant
 from lora_atelier.training.examples import View
-from lora_atelier.training.loop import TrainingDiverged, train
+from lora_atelier.training.loop import train
 from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
 from lora_atelier.training.network import NetworkSpec
 from lora_atelier.training.objective import ObjectiveSpec
@@ -182,7 +182,7 @@ def test_the_first_loss_is_the_base_models_own(make_run: Make, make_listener: Ma
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run_in_words_with_the_state_before_it(
+def test_one_step_that_is_no_number_is_passed_over(
     make_run: Make, make_model: Make, make_listener: Make, broken: float
 ) -> None:
     calls: list[int] = []
@@ -191,24 +191,23 @@ def test_a_loss_that_is_no_number_ends_the_run_in_words_with_the_state_before_it
         calls.append(1)
         return prediction * broken if len(calls) == 3 else prediction
 
-    listener = make_listener()
-    with pytest.raises(TrainingDiverged, match="diverged at step 3: the loss .* rate was 0.0001"):
-        train(start(make_run(model=make_model(answer), lr_scheduler=CONSTANT)), 6, listener)
-    good = train(start(make_run(lr_scheduler=CONSTANT)), 2, make_listener())
-    (kept,) = listener.interrupted
-    assert kept.step == 2
-    assert all(torch.equal(kept.network[key], value) for key, value in good.network.items())
+    run = make_run(model=make_model(answer), lr_scheduler=CONSTANT)
+    before = train(start(run), 2, make_listener())
+    after = train(before, 1, make_listener())
+    assert after.history[2].skipped
+    assert after.step == 3
+    assert all(torch.equal(after.network[key], value) for key, value in before.network.items())
+    assert not train(after, 1, make_listener()).history[3].skipped
 
 
-def test_a_gradient_that_is_no_number_ends_the_run_too(
+def test_a_gradient_that_is_no_number_is_passed_over_too(
     make_run: Make, make_model: Make, make_listener: Make
 ) -> None:
     """√ has an infinite slope at 0: finite values, no finite gradient."""
     model = make_model(lambda prediction: (prediction * 0).sqrt())
-    listener = make_listener()
-    with pytest.raises(TrainingDiverged, match="diverged at step 1: the gradient"):
-        train(start(make_run(model=model)), 2, listener)
-    assert listener.interrupted[0].step == 0
+    state = train(start(make_run(model=model)), 2, make_listener())
+    assert all(record.skipped for record in state.history)
+    assert all(math.isfinite(record.loss) for record in state.history)
 
 
 def test_bfloat16_trains_float32_adapters(make_run: Make, make_listener: Make) -> None:
@@ -217,6 +216,17 @@ def test_bfloat16_trains_float32_adapters(make_run: Make, make_listener: Make) -
     assert {tensor.dtype for tensor in state.network.values()} == {torch.float32}
     assert state.history[0].loss != full.history[0].loss
     assert state.history[0].loss == pytest.approx(full.history[0].loss, rel=0.05)
+
+
+def test_a_listener_may_end_the_call_early_as_a_success(
+    make_run: Make, make_listener: Make
+) -> None:
+    listener = make_listener(finish=2)
+    early = train(start(make_run()), 6, listener)
+    whole = train(start(make_run()), 2, make_listener())
+    assert early.step == 2 and listener.interrupted == []
+    assert [last for _, last in listener.records] == [6, 6]
+    assert all(torch.equal(early.network[key], value) for key, value in whole.network.items())
 
 
 def test_past_the_horizon_the_last_rate_holds(make_run: Make, make_listener: Make) -> None:

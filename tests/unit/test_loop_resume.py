@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor
 
 from in_memory import latent_of
+from lora_atelier.training.adapter_precision import AdapterPrecision
 from lora_atelier.training.loop import train
 from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
 from lora_atelier.training.network import Algorithm, NetworkSpec
 from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType
 from lora_atelier.training.run import TrainingState, start
+from lora_atelier.training.state_file import load_state, save_state
 
 Make = Callable[..., Any]
 
+NARROW = (AdapterPrecision.BF16_STOCHASTIC, AdapterPrecision.BF16_KAHAN)
 CONSTANT = LRSchedulerSpec(LRSchedulerType.CONSTANT, 0.0)
 
 
@@ -61,6 +65,25 @@ RUNS = {
     "DoRA": {"network": NetworkSpec(4, 4.0, Algorithm.DORA)},
     "moving average": _with(OptimizerType.ADAMW, ema_decay=0.9),
     "moving average in 8 bits": _with(OptimizerType.ADAMW_8BIT, ema_decay=0.2, max_grad_norm=0.01),
+    **{
+        f"adapters in {precision.value}": {
+            "adapter_precision": precision,
+            "network": NetworkSpec(8, 8.0, network_dropout=0.2, scale_weight_norms=0.05),
+            "gradient_accumulation_steps": 2,
+        }
+        for precision in NARROW
+    },
+    **{
+        f"moving average of {precision.value}": {
+            "adapter_precision": precision,
+            **_with(OptimizerType.ADAMW_8BIT, ema_decay=0.9),
+        }
+        for precision in NARROW
+    },
+    "DoRA in bf16_kahan": {
+        "network": NetworkSpec(4, 4.0, Algorithm.DORA),
+        "adapter_precision": AdapterPrecision.BF16_KAHAN,
+    },
     "a rate that falls with the loss": {
         "lr_scheduler": LRSchedulerSpec(
             LRSchedulerType.REDUCE_ON_PLATEAU, 0.2, lr_scheduler_args="patience=0 threshold=0.5"
@@ -70,6 +93,7 @@ RUNS = {
 SHORT = ("one picture a step", "accumulation, over an epoch's end", "AdamW8bit")
 AVERAGED = (
     *("moving average", "moving average in 8 bits", "AdamWScheduleFree"),
+    *(f"moving average of {precision.value}" for precision in NARROW),
     *("pytorch_optimizer schedulefreeadamw", "pytorch_optimizer splus"),
 )
 
@@ -92,15 +116,19 @@ def _contents(state: TrainingState) -> tuple:
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("choices", list(RUNS.values()), ids=list(RUNS))
 def test_six_steps_are_three_and_three_bit_for_bit(
-    make_run: Make, make_listener: Make, choices: dict
+    make_run: Make, make_listener: Make, choices: dict, tmp_path: Path
 ) -> None:
     straight = train(start(make_run(**choices)), 6, make_listener())
     first = train(start(make_run(**choices)), 3, make_listener())
+    save_state(tmp_path / "state.safetensors", first)
     torch.rand(17)  # whatever happens between the two
     resumed = train(first, 3, make_listener())
     assert resumed.step == 6
     assert not _same(first.network, resumed.network)
     assert _same(_contents(resumed), _contents(straight))
+    from_file = load_state(tmp_path / "state.safetensors", make_run(**choices))
+    assert _same(_contents(from_file), _contents(first))
+    assert _same(_contents(train(from_file, 3, make_listener())), _contents(straight))
 
 
 def test_the_eight_bit_run_has_a_state_in_bytes(make_run: Make, make_listener: Make) -> None:
@@ -162,6 +190,33 @@ def test_an_interrupted_run_hands_over_its_last_whole_step(
     (state,) = listener.interrupted
     expected = train(run(), kept, make_listener()) if kept else run()
     assert _same(_contents(state), _contents(expected))
+    straight = train(run(), 6, make_listener())
+    assert _same(_contents(train(state, 6 - kept, make_listener())), _contents(straight))
+
+
+@pytest.mark.parametrize("precision", NARROW)
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize(("micro_step", "kept"), [(1, 0), (2, 0), (7, 3), (8, 3)])
+def test_an_interrupted_run_of_narrow_adapters_goes_on_as_if_it_never_was(
+    make_run: Make,
+    make_listener: Make,
+    micro_step: int,
+    kept: int,
+    ema_decay: float,
+    precision: AdapterPrecision,
+) -> None:
+    """Even before the first step: what is handed over then is rounded already."""
+
+    def run() -> TrainingState:
+        optimizer = OptimizerSpec(ema_decay=ema_decay)
+        choices = {"optimizer": optimizer, "adapter_precision": precision}
+        return start(make_run(gradient_accumulation_steps=2, **choices))
+
+    listener = make_listener(error=RuntimeError("cancelled"), micro_step=micro_step)
+    with pytest.raises(RuntimeError):
+        train(run(), 6, listener)
+    (state,) = listener.interrupted
+    assert _same(_contents(state), _contents(train(run(), kept, make_listener())))
     straight = train(run(), 6, make_listener())
     assert _same(_contents(train(state, 6 - kept, make_listener())), _contents(straight))
 

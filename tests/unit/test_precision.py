@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.precision import MixedPrecision, accelerating, compute_dtype
+from lora_atelier.training.precision import LARGE, MixedPrecision, accelerating, compute_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -30,6 +30,29 @@ F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 )
 def test_the_type_of_activations(choice, host_dtype, device, bf16_is_fast, expected) -> None:
     assert compute_dtype(MixedPrecision(choice), host_dtype, device, bf16_is_fast) == expected
+
+
+@pytest.mark.parametrize(
+    ("choice", "host_dtype", "bf16_is_fast", "expected"),
+    [
+        ("auto", F16, True, BF16),
+        ("auto", F16, False, F32),
+        ("auto", BF16, False, BF16),
+        ("auto", F32, True, F32),
+        ("bf16", F16, False, BF16),
+        ("no", F16, True, F32),
+    ],
+)
+def test_large_models_never_compute_in_fp16(choice, host_dtype, bf16_is_fast, expected) -> None:
+    choice = MixedPrecision(choice)
+    assert compute_dtype(choice, host_dtype, CUDA, bf16_is_fast, LARGE) is expected
+
+
+def test_fp16_is_refused_from_ten_billion_parameters_on() -> None:
+    asked = (MixedPrecision.FP16, F16, CUDA, False)
+    assert compute_dtype(*asked, 9_999_999_999) is F16
+    with pytest.raises(AtelierError, match=r"fp16, but this model has 10\.0 B .*loss scaling"):
+        compute_dtype(*asked, 10_000_000_000)
 
 
 def test_fp16_on_the_cpu_is_refused_in_words() -> None:

@@ -16,7 +16,13 @@ from scipy.stats import ks_2samp, kstest, norm
 
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.noise_schedule import NoiseSchedule, PredictionType
-from lora_atelier.training.timesteps import TimestepSampling, TimestepSpec, draw_sigma, quantile
+from lora_atelier.training.timesteps import (
+    TimestepSampling,
+    TimestepSpec,
+    draw_sigma,
+    quantile,
+    sigma_at,
+)
 
 EPS, FLOW = PredictionType.EPSILON, PredictionType.FLOW
 SQUARE = (16, 128, 128)  # latent of 1024 px
@@ -80,6 +86,25 @@ CASES: dict[str, tuple[TimestepSpec, Callable[[np.ndarray], np.ndarray]]] = {
 def test_flow_models_are_drawn_from_the_density_in_the_literature(name: str) -> None:
     chosen, distribution = CASES[name]
     assert kstest(drawn(chosen), distribution).pvalue > UNSURE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_share_of_all_draws_lies_below_the_noise_level_at_it(name: str) -> None:
+    chosen, distribution = CASES[name]
+    shares = [0.125, 0.375, 0.625, 0.875]
+    found = np.array([float(sigma_at(u, flow_table(), chosen, SQUARE)) for u in shares])
+    assert distribution(found) == pytest.approx(shares, abs=1e-5)
+
+
+def test_entries_of_a_table_are_at_their_share_of_it() -> None:
+    """Also where only a part of the table is trained on: entries 200 to 599."""
+    eps = NoiseSchedule(EPS, torch.arange(1000.0))
+    part = spec("auto", min_timestep=200, max_timestep=600)
+    assert float(sigma_at(0.125, eps, spec("auto"), SQUARE)) == 125
+    assert float(sigma_at(0.5, eps, part, SQUARE)) == 400
+    assert float(sigma_at(1.0, eps, part, SQUARE)) == 599
+    table = flow_table()
+    assert sigma_at(0.375, table, spec("auto"), SQUARE) == table.sigmas[375]
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if n != "uniform"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..frozen import FrozenLayer, convolve
+from ..frozen import FrozenLayer, convolve, four_bit_state, is_linear
 
 
 class Adapter(nn.Module):
@@ -13,6 +13,9 @@ class Adapter(nn.Module):
 
     module_dropout: float = 0.0
     """Probability with which a forward pass goes without the adapter."""
+
+    stays_float32: frozenset[str] = frozenset()
+    """Parameters that are not stored in a narrower format."""
 
     needs_weights: bool = False
     """True when :meth:`begin` has to be called before the first step."""
@@ -31,7 +34,11 @@ class Adapter(nn.Module):
 
     def dropped_out(self) -> bool:
         """True when this pass goes without the adapter (drawn from torch's own stream)."""
-        return self.module_dropout > 0 and float(torch.rand(())) < self.module_dropout
+        return (
+            self.training
+            and self.module_dropout > 0
+            and float(torch.rand(())) < self.module_dropout
+        )
 
     def idle(self, y: Tensor) -> Tensor:
         """The layer's own answer with a gradient of zero in the adapter, so that there is something
@@ -61,13 +68,15 @@ class Adapter(nn.Module):
 
 def apply_weight(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """``weight`` in place of the layer's own, without bias."""
-    if isinstance(layer, nn.Linear):
+    if is_linear(layer):
         return nn.functional.linear(x, weight)
     return convolve(layer, x, weight, None)
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:
     """[out, in, *kernel] of a layer, read without touching its weight, which may be packed."""
-    if isinstance(layer, nn.Linear):
+    if is_linear(layer):
+        if not hasattr(layer, "in_features"):
+            return tuple(four_bit_state(layer).shape)
         return (layer.out_features, layer.in_features)
     return (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)

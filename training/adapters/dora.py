@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import require
-from ..frozen import FrozenLayer
+from ..frozen import FrozenLayer, is_linear
 from .base import weight_shape
 from .lora import LoRA
 
@@ -25,6 +25,8 @@ class DoRA(LoRA):
     """Weight-decomposed low-rank update of a Linear or convolution layer."""
 
     needs_weights = True
+    # Few, and it begins at the base's own lengths, which a rounding would change at step 0.
+    stays_float32 = frozenset({"dora_scale"})
 
     def __init__(self, layer: nn.Module, dim: int, alpha: float, rng: torch.Generator) -> None:
         super().__init__(layer, dim, alpha, rng)
@@ -45,7 +47,7 @@ class DoRA(LoRA):
         if self.dropped_out():
             return self.idle(frozen(x))
         factors = (self.dora_scale / self.current_norms(frozen)).to(x.dtype)
-        if isinstance(frozen.layer, nn.Linear):
+        if is_linear(frozen.layer):
             factors = factors.flatten()
         scaled = x * factors
         return frozen(scaled) + self.side_path(frozen, scaled)

@@ -16,7 +16,7 @@ class FullDiff(Adapter):
         self.diff = nn.Parameter(torch.zeros(weight_shape(layer)))
 
     def delta_weight(self) -> Tensor:
-        return self.diff
+        return self.diff.float()
 
     def shrink(self, factor: float) -> None:
         self.diff *= factor

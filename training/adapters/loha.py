@@ -34,7 +34,8 @@ class LoHa(Adapter):
         self.scale = alpha / dim
 
     def delta_weight(self) -> Tensor:
-        product = (self.hada_w1_a @ self.hada_w1_b) * (self.hada_w2_a @ self.hada_w2_b)
+        w1 = self.hada_w1_a.float() @ self.hada_w1_b.float()
+        product = w1 * (self.hada_w2_a.float() @ self.hada_w2_b.float())
         return product.view(self.shape) * self.scale
 
     def shrink(self, factor: float) -> None:

@@ -43,8 +43,11 @@ class LoKr(Adapter):
         self.scale = alpha / dim if self.low_rank else 1.0
 
     def delta_weight(self) -> Tensor:
-        w2 = (self.lokr_w2_a @ self.lokr_w2_b) if self.low_rank else self.lokr_w2
-        w1 = self.lokr_w1.view(*self.lokr_w1.shape, *[1] * (len(self.shape) - 2))
+        if self.low_rank:
+            w2 = self.lokr_w2_a.float() @ self.lokr_w2_b.float()
+        else:
+            w2 = self.lokr_w2.float()
+        w1 = self.lokr_w1.float().view(*self.lokr_w1.shape, *[1] * (len(self.shape) - 2))
         return torch.kron(w1, w2.view(self.full_shape)).view(self.shape) * self.scale
 
     def shrink(self, factor: float) -> None:

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..frozen import FrozenLayer
+from ..frozen import FrozenLayer, is_linear
 from .base import Adapter, apply_weight, weight_shape
 
 
@@ -47,19 +47,19 @@ class LoRA(Adapter):
     def side_path(self, frozen: FrozenLayer, x: Tensor) -> Tensor:
         """``ΔW x``, with whatever drops out."""
         down = apply_weight(frozen.layer, x, self.lora_down.weight.to(x.dtype))
-        if self.network_dropout > 0:
+        if self.training and self.network_dropout > 0:
             down = nn.functional.dropout(down, self.network_dropout)
-        if self.rank_dropout > 0:
-            down = _drop_ranks(down, self.rank_dropout, isinstance(frozen.layer, nn.Linear))
+        if self.training and self.rank_dropout > 0:
+            down = _drop_ranks(down, self.rank_dropout, is_linear(frozen.layer))
         up = self.lora_up.weight.to(x.dtype)
-        if isinstance(frozen.layer, nn.Linear):
+        if is_linear(frozen.layer):
             side = nn.functional.linear(down, up)
         else:
             side = getattr(nn.functional, f"conv{up.ndim - 2}d")(down, up)
         return side * self.scale
 
     def delta_weight(self) -> Tensor:
-        up, down = self.lora_up.weight, self.lora_down.weight
+        up, down = self.lora_up.weight.float(), self.lora_down.weight.float()
         product = up.flatten(1) @ down.flatten(1)
         return product.view(up.shape[0], *down.shape[1:]) * self.scale
 

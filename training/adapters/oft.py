@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import require
-from ..frozen import FrozenLayer
+from ..frozen import FrozenLayer, is_linear
 from .base import Adapter, weight_shape
 
 
@@ -26,7 +26,7 @@ class _Rotation(Adapter):
         y = frozen(x)
         if self.dropped_out():
             return self.idle(y)
-        axis = -1 if isinstance(frozen.layer, nn.Linear) else 1
+        axis = -1 if is_linear(frozen.layer) else 1
         with frozen.lend(y) as (_, bias):
             bias = None if bias is None else bias.detach().clone()
         if bias is None:
@@ -40,7 +40,8 @@ class _Rotation(Adapter):
 
     def rotations(self) -> Tensor:
         """[..., size, size] orthogonal matrices, float32: the inverse needs it."""
-        skew = self.oft_blocks - self.oft_blocks.transpose(-1, -2)
+        blocks = self.oft_blocks.float()
+        skew = blocks - blocks.transpose(-1, -2)
         identity = torch.eye(skew.shape[-1], device=skew.device)
         return torch.linalg.solve(identity - skew, identity + skew, left=False)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..adapters.base import weight_shape
 from ..allocations import Allocations
+from ..blocks import blocks_run, require_blocks
 from ..dataset.fit import Placement
 from ..errors import AtelierError, require
 from ..examples import Conditioning
@@ -29,13 +30,14 @@ from ..network_spec import NetworkSpec
 from ..noise_schedule import NoiseSchedule, PredictionType, with_zero_terminal_snr
 from ..objective import ObjectiveSpec, require_possible
 from ..precision import MixedPrecision, compute_dtype
+from ..rehearsal import SHAPES, fused
 from ..run import Predict
 from ..targets import TargetLayer, block_of, choose_layers, trainable_layers
 from ..training_context import training_context
 from .lent_weights import lend_weights
 from .lora_keys import existing_layers, file_names
-from .rehearsal import as_if_loaded, lend_shapes
 from .text_encoder import HostTextEncoder
+from .unloaded import as_shapes, lend_shapes
 
 
 class HostDiffusionModel:
@@ -46,11 +48,15 @@ class HostDiffusionModel:
         patcher: ModelPatcher,
         objective: ObjectiveSpec | None = None,
         text_encoder: HostTextEncoder | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         objective = objective or ObjectiveSpec()
         self.patcher = patcher
         self.text_encoder = text_encoder
         """Where it is given, a conditioning is a caption, which it reads at every step."""
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            require_blocks(patcher.model.diffusion_model)
         self.device: torch.device = patcher.load_device
         sampling = patcher.get_model_object("model_sampling")
         self.schedule = noise_schedule(sampling)
@@ -124,34 +130,40 @@ class HostDiffusionModel:
             self._load(memory_required)
             undo.callback(self.patcher.cleanup)
             self.patcher.pre_run()
-            undo.enter_context(self._differentiable(network, dtype, lend_weights))
+            undo.enter_context(self._differentiable(network, dtype, lend_weights, self.device))
             yield self._predict
 
     @contextmanager
     def rehearsing(
         self, network: Mapping[str, nn.Module], dtype: torch.dtype, memory: Allocations
     ) -> Iterator[Predict]:
-        """Inside a ``FakeTensorMode``: as if it were loaded, and without what other nodes hung
-        around its calls, which may keep what they see."""
-        models = [self.patcher.model.diffusion_model]
+        """As if it were loaded, and without what other nodes hung around its calls, which may keep
+        what they see."""
+        models = [self.patcher.model]
         if self.text_encoder is not None:
             models.append(self.text_encoder.model)
         with ExitStack() as undo:
             for model in models:
-                undo.enter_context(as_if_loaded(model, self.device))
-            undo.enter_context(self._differentiable(network, dtype, lend_shapes(memory)))
+                undo.enter_context(as_shapes(model))
+                undo.enter_context(blocks_run(model, fused))
+            lend = lend_shapes(memory)
+            undo.enter_context(self._differentiable(network, dtype, lend, SHAPES))
             yield partial(self._predict, rehearsal=True)
 
     @contextmanager
     def _differentiable(
-        self, network: Mapping[str, nn.Module], dtype: torch.dtype, weights: Weights
+        self,
+        network: Mapping[str, nn.Module],
+        dtype: torch.dtype,
+        weights: Weights,
+        device: torch.device,
     ) -> Iterator[None]:
         base = self.patcher.model
         with ExitStack() as undo:
             undo.enter_context(_attribute(base, "manual_cast_dtype", dtype))
             raw = _raw_prediction(base.model_sampling)
             if self.zero_terminal_snr:  # so that the model is told the timesteps of its new levels
-                raw.set_sigmas(self.schedule.sigmas.to(self.device))
+                raw.set_sigmas(self.schedule.sigmas.to(device))
             undo.enter_context(_attribute(base, "model_sampling", raw))
             adapters = {p: network[name] for p, name in self._names.items() if name in network}
             undo.enter_context(
@@ -161,11 +173,16 @@ class HostDiffusionModel:
                     weights,
                     base.get_dtype(),
                     dtype,
-                    self.device,
+                    device,
+                    self.gradient_checkpointing,
                 )
             )
             if self.text_encoder is not None:
-                undo.enter_context(self.text_encoder.training(network, self.device, weights))
+                undo.enter_context(
+                    self.text_encoder.training(
+                        network, device, weights, self.gradient_checkpointing
+                    )
+                )
             yield
 
     @torch.inference_mode()  # as in sampling, so that weights stay in the state the host expects
@@ -226,7 +243,7 @@ class HostDiffusionModel:
             self.patcher.model.extra_conds,
             conds,
             x,
-            self.device,
+            x.device,
             "positive",
             latent_image=torch.zeros_like(x),  # inpainting models: nothing is kept
         )

@@ -74,6 +74,31 @@ def clip_digest(clip: Any) -> str | None:
     return _digest(_parts(facts), _weights(patcher, _without_effect(model)))
 
 
+def model_digest(patcher: Any) -> str | None:
+    """Changes when a MODEL may answer otherwise; None when that cannot be told.
+
+    Samplings that other nodes exchanged (ModelSamplingSD3, ModelSamplingDiscrete) are known.
+    """
+    exchanged = {name: v for name, v in patcher.object_patches.items() if name != "model_sampling"}
+    functions = patcher.model_options.get("transformer_options", {})
+    if exchanged or _opaque(patcher, besides=("object_patches",)) or _holds_anything(functions):
+        return None
+    if set(patcher.model_options) - {"transformer_options"}:
+        return None
+    sampling = patcher.get_model_object("model_sampling")
+    facts = (
+        _kind(patcher.model),
+        _kind(patcher.model.diffusion_model),
+        [_kind_name(kind) for kind in type(sampling).__mro__],
+        sorted(
+            (k, v) for k, v in vars(sampling).items() if isinstance(v, bool | int | float | str)
+        ),
+        sampling.sigmas,
+        str(patcher.model.manual_cast_dtype),
+    )
+    return _digest(_parts(facts), _weights(patcher))
+
+
 def tokens_digest(tokens: Any) -> str:
     """Of what a tokenizer gives, the vectors of embedding files included."""
     return _digest(_parts(tokens))
@@ -95,12 +120,16 @@ def _without_effect(model: nn.Module) -> set[str]:
     }
 
 
-def _opaque(patcher: Any) -> bool:
-    """Whether a model has other nodes' code on it, or weights, that cannot be read."""
+def _opaque(patcher: Any, besides: Collection[str] = ()) -> bool:
+    """Whether a model has other nodes' code on it, or weights, that cannot be read.
+
+    Args:
+        besides: what the caller looks at itself.
+    """
     if any(weight.is_meta for weight in patcher.model_state_dict().values()):
         return True
     names = ("object_patches", "weight_wrapper_patches", "injections", "wrappers")
-    return any(_holds_anything(getattr(patcher, name, None)) for name in names)
+    return any(_holds_anything(getattr(patcher, n, None)) for n in names if n not in besides)
 
 
 def _holds_anything(value: Any) -> bool:
@@ -165,7 +194,11 @@ def _tensor(tensor: Tensor, whole: bool = True) -> Iterator[bytes]:
 
 
 def _kind(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    return _kind_name(type(value))
+
+
+def _kind_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _digest(*streams: Iterable[bytes]) -> str:

@@ -20,7 +20,7 @@ from ..dataset.fit import LatentKind
 from ..dataset.pictures import Picture, fitted_mask, fitted_pixels, open_picture
 from ..dataset.samples import ImageDataset, Mask, Problem, Role, Sample
 from ..errors import AtelierError, FileChanged, require
-from ..examples import EncodedImage, View, items, placement_of, views
+from ..examples import HELD_OUT, EncodedImage, View, items, placement_of, views
 from ..random_streams import global_stream
 from .digests import vae_digest
 from .encoders import gone
@@ -108,7 +108,8 @@ def _require_whole_steps(vae: Any, dataset: ImageDataset) -> None:
         AtelierError: a picture trains at a size that is no multiple of the VAE's steps.
     """
     steps = getattr(vae, "spacial_compression_encode", lambda: 8)()
-    for width, height in sorted(set(items(dataset).buckets)):
+    held_out = {placement_of(s, HELD_OUT).size for s in dataset.with_role(Role.VALIDATION)}
+    for width, height in sorted(held_out.union(items(dataset).buckets)):
         require(
             width % steps == 0 and height % steps == 0,
             f"vae: it works in steps of {steps} px, but pictures are to train at {width}×{height} "

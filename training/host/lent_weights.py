@@ -15,9 +15,11 @@ from contextlib import contextmanager
 
 import comfy.ops
 import torch
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ..errors import needed_package, require
+from ..frozen import four_bit_state
 
 INT8_MAX = 127
 
@@ -38,8 +40,9 @@ def lend_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tenso
         return
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
     scale = getattr(layer, "scale_weight", None)  # scaled fp8: the host applies it in its forward
+    plain = weight.dequantize().to(like) if isinstance(weight, QuantizedTensor) else weight.to(like)
     try:
-        yield (weight if scale is None else weight * scale.to(weight)), bias
+        yield (plain if scale is None else plain * scale.to(plain)), bias
     finally:
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
@@ -58,7 +61,7 @@ def unpacked(layer: nn.Module, like: Tensor) -> Tensor:
     What packs a weight may lie on the weight or, after the layer's first forward, on the layer.
     """
     weight = layer.weight.data
-    if (state := _four_bit_state(layer)) is not None:
+    if (state := four_bit_state(layer)) is not None:
         functional = needed_package("bitsandbytes.functional", "A 4-bit model")
         return functional.dequantize_4bit(weight, state).to(like)  # where both of them lie
     if weight.dtype is torch.int8:
@@ -73,10 +76,5 @@ def unpacked(layer: nn.Module, like: Tensor) -> Tensor:
     return weight.to(like)
 
 
-def _four_bit_state(layer: nn.Module):
-    state = getattr(layer.weight, "quant_state", None)
-    return getattr(layer, "quant_state", None) if state is None else state
-
-
 def _by_bitsandbytes(layer: nn.Module) -> bool:
-    return _four_bit_state(layer) is not None or layer.weight.dtype is torch.int8
+    return four_bit_state(layer) is not None or layer.weight.dtype is torch.int8

@@ -21,6 +21,11 @@ class HostProgress:
         self._bar.update(1)
 
 
+def is_cancel(error: BaseException) -> bool:
+    """Whether it is what the host raises after a press on Cancel."""
+    return isinstance(error, comfy.model_management.InterruptProcessingException)
+
+
 def raise_if_cancelled() -> None:
     """Raises the host's InterruptProcessingException after a press on Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..cache import TensorCache
+from ..dataset.digests import ContentDigests
 from ..dataset.samples import ImageDataset, Role, shorten
 from ..errors import require
 from ..examples import Conditioning, EncodedDataset, captions, items
+from ..identity import dataset_digest, run_identity
 from ..network import describe_network
-from ..run import TrainingRun, TrainingSpec, TrainingState, start
+from ..run import Ingredients, TrainingRun, TrainingSpec, TrainingState, start
 from .diffusion_model import HostDiffusionModel
+from .digests import clip_digest, model_digest, vae_digest
 from .encoders import cached_captions
 from .latents import cached_images
 from .progress import HostProgress
 from .text_encoder import HostTextEncoder
+
+
+class GraphModels(NamedTuple):
+    """What the graph gave."""
+
+    model: Any
+    clip: Any
+    vae: Any
 
 
 def describe(model: Any, clip: Any, spec: TrainingSpec) -> str:
@@ -37,6 +48,7 @@ def start_run(
     Args:
         cache: folder for latents and encoded captions; may be shared and may be deleted.
     """
+    from_graph = GraphModels(model, clip, vae)
     has_vae = getattr(vae, "first_stage_model", vae) is not None  # the host may give an empty one
     require(has_vae, "vae: this checkpoint holds no VAE. Load one and wire it.")
     diffusion_model = trained_models(model, clip, spec)
@@ -51,7 +63,29 @@ def start_run(
         conditioning: Mapping[str, Conditioning] = {text: text for text in texts}
     else:
         conditioning = cached_captions(clip, texts, TensorCache(cache / "text"), progress.tick)
-    return start(TrainingRun(spec, EncodedDataset(dataset, images, conditioning), diffusion_model))
+    ingredients = _ingredients(from_graph, dataset, cache)
+    return start(
+        TrainingRun(
+            spec,
+            EncodedDataset(dataset, images, conditioning),
+            diffusion_model,
+            ingredients,
+            run_identity(ingredients, spec),
+            from_graph,
+        )
+    )
+
+
+def _ingredients(models: GraphModels, dataset: ImageDataset, cache: Path) -> Ingredients:
+    digests = ContentDigests(cache)
+    content = dataset_digest(dataset, digests.of)
+    digests.save()
+    return Ingredients(
+        model=model_digest(models.model) or "",
+        clip=clip_digest(models.clip) or "",
+        vae=vae_digest(models.vae) or "",
+        dataset=content,
+    )
 
 
 def trained_models(model: Any, clip: Any, spec: TrainingSpec) -> HostDiffusionModel:
@@ -64,7 +98,7 @@ def trained_models(model: Any, clip: Any, spec: TrainingSpec) -> HostDiffusionMo
     text_encoder = None
     if spec.network.trains_text_encoders:
         text_encoder = HostTextEncoder(clip, model.load_device)
-    return HostDiffusionModel(model, spec.objective, text_encoder)
+    return HostDiffusionModel(model, spec.objective, text_encoder, spec.gradient_checkpointing)
 
 
 def _texts(dataset: ImageDataset, spec: TrainingSpec) -> list[str]:

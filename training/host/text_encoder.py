@@ -88,6 +88,7 @@ class HostTextEncoder:
         network: Mapping[str, nn.Module],
         device: torch.device,
         weights: Weights = lend_weights,
+        gradient_checkpointing: bool = False,
     ) -> Iterator[None]:
         """Make the loaded text encoders differentiable, with those adapters of ``network`` that
         are theirs; undo all of it at the end."""
@@ -95,7 +96,13 @@ class HostTextEncoder:
         with ExitStack() as undo:
             undo.enter_context(
                 training_context(
-                    self.model, adapters, weights, COMPUTE_DTYPE, COMPUTE_DTYPE, device
+                    self.model,
+                    adapters,
+                    weights,
+                    COMPUTE_DTYPE,
+                    COMPUTE_DTYPE,
+                    device,
+                    gradient_checkpointing,
                 )
             )
             yield

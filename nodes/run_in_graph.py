@@ -1,0 +1,235 @@
+"""A training run under the eyes of the person at the graph: taken up where it was left, watched,
+saved on the way, cut where previews are due, ended early when asked to."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ..training.checkpoints import Checkpoints, CheckpointSpec, OnSaveError
+from ..training.dataset.summary import left_out
+from ..training.errors import AtelierError
+from ..training.history_file import RunLog
+from ..training.listener import Listener
+from ..training.loop import train
+from ..training.lora_file import SavePrecision, save_lora, trained_lora
+from ..training.loss_chart import smoothed
+from ..training.loss_history import loss_map
+from ..training.preview_spec import PreviewSpec, due
+from ..training.run import StepRecord, TrainingRun, TrainingState
+from ..training.validation import ValidationPoint
+from .monitor import RunMonitor
+from .outputs import runs_folder, safe_name, shown
+from .previews import PreviewGallery
+from .progress import StepReporter, duration, show_text
+
+log = logging.getLogger("lora_atelier")
+
+
+class Resume(str, Enum):
+    """What becomes of the states that the same run left on disk."""
+
+    RESUME = "resume"
+    START_AGAIN = "start_again"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What does not change the weights that come out."""
+
+    resume: Resume = Resume.RESUME
+    checkpoints: CheckpointSpec = field(default_factory=CheckpointSpec)
+    previews: PreviewSpec | None = None
+
+
+def train_in_graph(
+    begin: TrainingState, last_step: int, options: RunOptions, monitor: RunMonitor
+) -> TrainingState:
+    """Train on until ``last_step``, or until the person asks for the end.
+
+    Raises:
+        AtelierError: training failed, or a checkpoint could not be written and was to stop it.
+    """
+    files = Checkpoints(begin.run, run_folder(begin.run), options.checkpoints)
+    state = _taken_up(begin, last_step, files, options.resume, monitor)
+    with RunLog(files.folder, state, options.checkpoints.tensorboard) as run_log:
+        listener = _GraphListener(state, last_step, files, run_log, monitor)
+        previews = _Previews(begin.run, options.previews, files.folder, monitor)
+        previews.draw_base(state, listener)
+        while state.step < last_step and not monitor.finish_requested():
+            stop = min(last_step, previews.next_after(state.step))
+            state = train(state, stop - state.step, listener)
+            previews.draw(state, listener)
+        if state.step > listener.first_step:
+            listener.save(state, is_end=True)
+    return state
+
+
+def run_folder(run: TrainingRun) -> Path:
+    """Below output/atelier/runs; the same for the same run, and a new one for a run that cannot be
+    told from others."""
+    ending = run.identity[:8] or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return runs_folder() / f"{safe_name(run.dataset.name)}-{ending}"
+
+
+def results(state: TrainingState) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """MODEL and CLIP of the graph with the LoRA on them, LORA_MODEL and LOSS_MAP of a state."""
+    from ..training.host.result import apply_lora
+
+    lora, models = trained_lora(state), state.run.models
+    model, clip = apply_lora(models.model, models.clip, lora)
+    return model, clip, lora, loss_map(state.history, state.validations)
+
+
+def summary(state: TrainingState, seconds: float) -> str:
+    """What stays on the node: single steps scatter, so the loss is the chart's moving average."""
+    loss = smoothed([record.loss for record in state.history])[-1]
+    epochs = state.history[-1].epoch + 1
+    text = f"{state.step} steps, {epochs} epochs in {duration(seconds)} · loss {loss:.4f} (average)"
+    return "\n".join([text, *left_out(state.run.dataset)])
+
+
+def _taken_up(
+    begin: TrainingState,
+    last_step: int,
+    files: Checkpoints,
+    resume: Resume,
+    monitor: RunMonitor,
+) -> TrainingState:
+    """The newest state of this run on disk, or ``begin``."""
+    if resume is Resume.START_AGAIN:
+        files.forget(after=begin.step)
+        return begin
+    if not begin.run.identity:
+        monitor.message(
+            "This run cannot be resumed by queueing again: other nodes changed the model in ways "
+            "that cannot be told from file. Use Save Training State instead.",
+        )
+        return begin
+    found = files.newest(begin.step, last_step)
+    if found is None:
+        return begin
+    monitor.recall(found.history[begin.step :])
+    text = f"resumed at step {found.step} from {shown(files.folder)}"
+    monitor.message(text)
+    log.info("Training %s", text)
+    return found
+
+
+class _Previews:
+    """Draws pictures between the pieces in which a run is trained; without a spec it draws none."""
+
+    def __init__(
+        self, run: TrainingRun, spec: PreviewSpec | None, folder: Path, monitor: RunMonitor
+    ) -> None:
+        from ..training.host.progress import raise_if_cancelled
+
+        self.run, self.spec, self.monitor = run, spec, monitor
+        if spec is not None:
+            self.gallery = PreviewGallery(
+                spec, *run.models, folder, monitor.message, raise_if_cancelled
+            )
+
+    def next_after(self, step: int) -> int:
+        """The next step at which to draw."""
+        if self.spec is None:
+            return sys.maxsize
+        accumulation = self.run.spec.gradient_accumulation_steps
+        return due(self.spec, step, self.run.plan.batches_per_epoch, accumulation)
+
+    def draw_base(self, state: TrainingState, listener: _GraphListener) -> None:
+        """The row without the adapter, where it is wanted and not there from an earlier start."""
+        if self.spec is not None and self.spec.base_row and not self.gallery.has_base():
+            self._draw(None, state, listener)
+
+    def draw(self, state: TrainingState, listener: _GraphListener) -> None:
+        """The row of a state, if it is due."""
+        if self.spec is not None and self.next_after(state.step - 1) == state.step:
+            self._draw(state, state, listener)
+
+    def _draw(
+        self, shown: TrainingState | None, state: TrainingState, listener: _GraphListener
+    ) -> None:
+        try:
+            for picture in self.gallery.make(shown, state.step):
+                self.monitor.preview(*picture)
+        except BaseException:  # Cancel
+            listener.on_interrupted(state)
+            raise
+
+
+class _GraphListener(Listener):
+    """Tells the running node, its monitor and the run's files what happens; looks for Cancel."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        last_step: int,
+        files: Checkpoints,
+        run_log: RunLog,
+        monitor: RunMonitor,
+    ) -> None:
+        self.first_step, self.last_step = state.step, last_step
+        self.files, self.run_log, self.monitor = files, run_log, monitor
+        self.reporter = StepReporter(monitor, state.step, last_step - state.step)
+        self.finish_requested = monitor.finish_requested
+
+    def on_micro_step(self) -> None:
+        from ..training.host.progress import raise_if_cancelled
+
+        self.monitor.micro_step(raise_if_cancelled)
+
+    def on_step(
+        self, record: StepRecord, last_step: int, freeze: Callable[[], TrainingState]
+    ) -> None:
+        self.run_log.step(record)
+        self.reporter.step(record, self.last_step)
+        if record.step < self.last_step and self.files.due(record.step):
+            self.save(freeze())
+
+    def on_validation(self, point: ValidationPoint) -> None:
+        self.run_log.validation(point)
+        self.monitor.validation(point.step, point.loss)
+
+    def on_rolled_back(self, state: TrainingState, message: str) -> None:
+        self.run_log.rewind(state)
+        self.monitor.rewind(state.history)
+        self.monitor.message(message, "warning")
+        log.warning(message)
+
+    def on_interrupted(self, state: TrainingState) -> None:
+        """Keep the work so far. Nothing here may hide why the run ended."""
+        if state.step == self.first_step:
+            return
+        path = self.files.lora_path(state)
+        try:
+            save_lora(path, trained_lora(state), SavePrecision.FLOAT)
+            self.files.save(state)
+        except AtelierError as error:
+            text = f"stopped at step {state.step}; the work so far could not be saved: {error}"
+        else:
+            text = (
+                f"stopped at step {state.step}; the LoRA so far is in {shown(path)}. Queue again "
+                "to go on from there."
+            )
+        show_text(text)
+        self.monitor.message(text, "warning")
+        log.warning("Training %s", text)
+
+    def save(self, state: TrainingState, is_end: bool = False) -> None:
+        """A checkpoint; where it fails, the person has chosen what follows."""
+        try:
+            self.files.save(state, is_end)
+        except AtelierError as error:
+            if self.files.spec.on_save_error is OnSaveError.STOP and not is_end:
+                raise
+            text = f"No checkpoint of step {state.step}: {error} The run goes on."
+            self.monitor.message(text, "warning")
+            log.warning(text)

@@ -1,0 +1,87 @@
+"""The bytes of all tensors that come into being while one watches.
+
+Every new storage is followed until it is freed, whoever holds it: a variable, a module, or autograd
+for the backward pass. So what a training step needs can be counted on any device, and also of
+tensors without numbers (device ``meta``), whose storages have a size but no memory.
+The idea of following storages by weak references is that of ``torch.distributed._tools``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Allocations(TorchDispatchMode):
+    """Inside the context, ``live`` and ``peak`` are the bytes of storages that were made in it.
+
+    What a kernel allocates and frees within one operation (the workspace of a convolution) is not
+    seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        """Bytes of the storages that exist now."""
+        self.peak = 0
+        """The most there have been at once."""
+        self._counts = True
+        self._followed: dict[int, weakref.ref[Any]] = {}
+        self._aliasing: dict[Any, bool] = {}
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What is made in here belongs to somebody else."""
+        before, self._counts = self._counts, False
+        try:
+            yield
+        finally:
+            self._counts = before
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self._counts and not self._only_aliases(func):
+            given: set[int] | None = None
+            for storage in storages_in(result):
+                if given is None:
+                    given = {id(each) for each in storages_in((args, kwargs))}
+                if id(storage) not in given:
+                    self._follow(storage)
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._followed or size == 0:
+            return
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+        def freed(_: Any) -> None:
+            del self._followed[key]
+            self.live -= size
+
+        self._followed[key] = weakref.ref(storage, freed)
+
+    def _only_aliases(self, func: Any) -> bool:
+        """Whether an operation returns nothing but views of its arguments, or these themselves."""
+        known = self._aliasing.get(func)
+        if known is None:
+            returns = func._schema.returns
+            known = bool(returns) and all(each.alias_info is not None for each in returns)
+            self._aliasing[func] = known
+        return known
+
+
+def storages_in(tree: Any) -> list[torch.UntypedStorage]:
+    """Those of every tensor in nested lists and dicts; some may be there more than once."""
+    leaves = (tree,) if isinstance(tree, Tensor) else tree_leaves(tree)
+    return [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]

@@ -1,0 +1,139 @@
+"""Pictures through ComfyUI's own text encoding, sampler and VAE, as its nodes would draw them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import comfy.model_management as mm
+import comfy.sample
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..errors import require
+from ..preview_spec import PreviewSpec
+from ..random_streams import global_stream
+
+Tick = Callable[[], None]
+"""Called after every step of the sampler; may raise to end the work."""
+
+
+class Preview(NamedTuple):
+    """One picture."""
+
+    prompt: int
+    """Index into the prompts."""
+    seed: int
+    image: Tensor
+    """[1, H, W, 3] float32, 0..1."""
+
+
+def sampler_names() -> list[str]:
+    """What KSampler offers on this host."""
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def scheduler_names() -> list[str]:
+    """What KSampler offers on this host."""
+    return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def sample_previews(
+    model: Any, clip: Any, vae: Any, spec: PreviewSpec, tick: Tick
+) -> Iterator[Preview]:
+    """Every prompt with every seed, equal to CLIPTextEncode, KSampler and VAEDecode.
+
+    All are sampled before the first is decoded: where memory is scarce, diffusion model and VAE
+    take each other's place once and not for every picture.
+
+    Args:
+        model, clip: with whatever is to be seen on them, as ordinary patches.
+
+    Raises:
+        AtelierError: there is no text encoder or no VAE.
+    """
+    require(clip is not None, "clip: there is no text encoder, so no prompt can be read.")
+    has_vae = getattr(vae, "first_stage_model", vae) is not None  # the host may give an empty one
+    require(has_vae, "vae: there is no VAE, so no picture can be decoded.")
+    conditionings = _encode(clip, spec)
+    latents = []
+    for prompt, seed in spec.columns:
+        positive = _guided(conditionings[spec.prompts[prompt]], spec.guidance)
+        negative = conditionings[spec.negative]
+        latents.append(_sample(model, vae, spec, seed, positive, negative, tick))
+    for (prompt, seed), latent in zip(spec.columns, latents, strict=True):
+        yield Preview(prompt, seed, _decode(model.load_device, vae, latent, seed))
+
+
+def free_memory() -> None:
+    """Take every model from the device, and its patches out of its weights."""
+    mm.unload_all_models()
+    mm.soft_empty_cache()
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether it is what the device raises when a tensor does not fit."""
+    return isinstance(error, mm.OOM_EXCEPTION)
+
+
+@torch.inference_mode()  # as nodes run
+def _encode(clip: Any, spec: PreviewSpec) -> dict[str, list]:
+    """Each distinct prompt once, brackets as weights."""
+    texts = dict.fromkeys([*spec.prompts, spec.negative])
+    with global_stream(clip.patcher.load_device, 0, "preview text"):
+        return {text: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts}
+
+
+def _guided(conditioning: list, guidance: float) -> list:
+    """As the node FluxGuidance."""
+    if guidance == 0:
+        return conditioning
+    return [[embedding, {**extras, "guidance": guidance}] for embedding, extras in conditioning]
+
+
+@torch.inference_mode()
+def _sample(
+    model: Any,
+    vae: Any,
+    spec: PreviewSpec,
+    seed: int,
+    positive: list,
+    negative: list,
+    tick: Tick,
+) -> Tensor:
+    """KSampler's latent from an empty one."""
+    # The host seeds torch's global streams with the picture's seed, and samplers draw from them.
+    with global_stream(model.load_device, seed, "preview"):
+        latent = comfy.sample.fix_empty_latent_channels(model, _empty_latent(vae, spec))
+        noise = comfy.sample.prepare_noise(latent, seed)
+        return comfy.sample.sample(
+            model,
+            noise,
+            spec.steps,
+            spec.cfg,
+            spec.sampler_name,
+            spec.scheduler,
+            positive,
+            negative,
+            latent,
+            denoise=1.0,
+            callback=lambda step, x0, x, total: tick(),
+            disable_pbar=True,
+            seed=seed,
+        )
+
+
+def _empty_latent(vae: Any, spec: PreviewSpec) -> Tensor:
+    """As EmptyLatentImage, in the VAE's own steps; the host gives it the model's channels."""
+    steps = getattr(vae, "spacial_compression_encode", lambda: 8)()
+    height, width = spec.height // steps, spec.width // steps
+    return torch.zeros([1, 4, height, width], device=mm.intermediate_device())
+
+
+@torch.inference_mode()
+def _decode(device: torch.device, vae: Any, latent: Tensor, seed: int) -> Tensor:
+    """[1, H, W, 3]: of what video models draw, the first picture."""
+    with global_stream(device, seed, "preview"):
+        images = vae.decode(latent)
+    return images.reshape(-1, *images.shape[-3:])[:1]

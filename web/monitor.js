@@ -1,0 +1,125 @@
+// The live monitor on the nodes that train. It follows the server's events, and asks the server for
+// the runs after a reload, in a second tab, and whenever a graph is opened.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { Panel } from "./monitor_panel.js";
+import { follows, merge } from "./monitor_run.js";
+import { textsFor } from "./monitor_texts.js";
+
+const NODES = ["AtelierTrainLoRA", "AtelierTrainSteps"];
+const EVENT = "atelier.run";
+const WIDGET = "atelier_monitor";
+const ROUTE = "/atelier/runs";
+const RESTORE_AFTER_MS = 50; // nodes get their ids after they were created
+
+const runs = new Map(); // id -> run, see monitor_run.js
+const panels = new WeakMap(); // node -> panel
+let known = []; // [{id, node, workflow}], the newest first
+
+async function ask(path, options) {
+  const answer = await api.fetchApi(`${ROUTE}${path}`, options);
+  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+  return answer.json();
+}
+
+const root = () => app.rootGraph ?? app.graph;
+
+/** The node with an id such as "12:7": node 7 in the graph of the subgraph node 12. */
+function findNode(path) {
+  let graph = root();
+  const ids = String(path).split(":");
+  const last = ids.pop();
+  for (const id of ids) graph = graph?.getNodeById(id)?.subgraph;
+  return graph?.getNodeById(last) ?? null;
+}
+
+/** Node -> id of the newest run that was queued from it. */
+function newestRuns() {
+  const found = new Map();
+  for (const { id, node, workflow } of known) {
+    if (workflow && workflow !== root()?.id) continue; // of another graph
+    const target = findNode(node);
+    if (target && panels.has(target) && !found.has(target)) found.set(target, id);
+  }
+  return found;
+}
+
+function show(node, run) {
+  const panel = panels.get(node);
+  const height = panel.minHeight;
+  panel.show(run);
+  if (panel.minHeight !== height) {
+    const grown = Math.max(node.size[1] + panel.minHeight - height, node.computeSize()[1]);
+    node.setSize([node.size[0], grown]);
+  }
+  node.setDirtyCanvas?.(true, true);
+}
+
+async function load(id) {
+  const report = await ask(`/${id}`);
+  runs.set(id, merge(undefined, report));
+  return runs.get(id);
+}
+
+/** Give every node of the graph its newest run. */
+async function restore() {
+  known = await ask("");
+  for (const [node, id] of newestRuns()) {
+    const run = runs.get(id) ?? (await load(id));
+    show(node, run);
+  }
+}
+
+async function follow({ detail: report }) {
+  if (!known.some(({ id }) => id === report.id)) known = [report, ...known];
+  const before = runs.get(report.id);
+  const run = follows(before, report) ? merge(before, report) : await load(report.id);
+  runs.set(run.id, run);
+  for (const [node, id] of newestRuns()) if (id === run.id) show(node, run);
+}
+
+// One after another: an event must not overtake the answer that one before is waiting for.
+let last = Promise.resolve();
+function inTurn(task) {
+  last = last.then(task).catch((error) => console.warn("LoRA Atelier monitor:", error));
+}
+
+let soon;
+function restoreSoon() {
+  clearTimeout(soon);
+  soon = setTimeout(() => inTurn(restore), RESTORE_AFTER_MS);
+}
+
+app.registerExtension({
+  name: "LoraAtelier.Monitor",
+
+  setup() {
+    api.addEventListener(EVENT, (event) => inTurn(() => follow(event)));
+    api.addEventListener("reconnected", () => {
+      runs.clear(); // the server may be another one
+      restoreSoon();
+    });
+  },
+
+  afterConfigureGraph: restoreSoon,
+
+  nodeCreated(node) {
+    if (!NODES.includes(node.comfyClass)) return;
+    const text = textsFor(app.ui.settings.getSettingValue("Comfy.Locale"));
+    const panel = new Panel(text, (id, action) => ask(`/${id}/${action}`, { method: "POST" }));
+    panels.set(node, panel);
+    restoreSoon();
+    const widget = node.addDOMWidget(WIDGET, WIDGET, panel.element, {
+      serialize: false,
+      hideOnZoom: false,
+      margin: 6,
+      getMinHeight: () => panel.minHeight + 12,
+      getMaxHeight: () => (panel.run ? undefined : panel.minHeight + 12),
+      onDraw: () => panel.refresh(),
+    });
+    widget.serialize = false; // in a saved graph it would stand among the values
+    widget.monitor = panel;
+    panel.element.addEventListener("wheel", (event) => app.canvas?.processMouseWheel?.(event));
+  },
+});
