@@ -12,6 +12,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..training.run import StepRecord
+from ..training.validation import ValidationPoint
 from .run_monitor import RunMonitor, Status, has_cuda
 
 EVENT = "atelier.run"

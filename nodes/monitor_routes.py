@@ -5,7 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 from server import PromptServer
 
-from .monitor import RUNS, RunMonitor
+from .monitor import RUNS
+from .run_monitor import RunMonitor
 
 ACTIONS = {"finish": RunMonitor.finish, "pause": RunMonitor.pause, "resume": RunMonitor.resume}
 

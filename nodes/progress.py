@@ -7,7 +7,7 @@ from server import PromptServer
 
 from ..training.host.progress import HostProgress
 from ..training.run import StepRecord
-from .monitor import RunMonitor
+from .run_monitor import RunMonitor
 
 
 class StepReporter:

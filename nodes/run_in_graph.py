@@ -25,10 +25,10 @@ from ..training.loss_history import loss_map
 from ..training.preview_spec import PreviewSpec, due
 from ..training.run import StepRecord, TrainingRun, TrainingState
 from ..training.validation import ValidationPoint
-from .monitor import RunMonitor
 from .outputs import runs_folder, safe_name, shown
 from .previews import PreviewGallery
 from .progress import StepReporter, duration, show_text
+from .run_monitor import RunMonitor
 
 log = logging.getLogger("lora_atelier")
 
@@ -63,7 +63,9 @@ def train_in_graph(
         listener = _GraphListener(state, last_step, files, run_log, monitor)
         previews = _Previews(begin.run, options.previews, files.folder, monitor)
         previews.draw_base(state, listener)
-        while state.step < last_step and not monitor.finish_requested():
+        first = state.step
+        # Asked to finish before the first step, it still takes one: there must be a result.
+        while state.step < last_step and (state.step == first or not monitor.finish_requested()):
             stop = min(last_step, previews.next_after(state.step))
             state = train(state, stop - state.step, listener)
             previews.draw(state, listener)
@@ -116,7 +118,7 @@ def _taken_up(
     found = files.newest(begin.step, last_step)
     if found is None:
         return begin
-    monitor.recall(found.history[begin.step :])
+    monitor.recall(found.history[begin.step :], found.validations[len(begin.validations) :])
     text = f"resumed at step {found.step} from {shown(files.folder)}"
     monitor.message(text)
     log.info("Training %s", text)

@@ -18,6 +18,7 @@ import torch
 from ..training.decimation import DecimatedHistory, rounded
 from ..training.loss_chart import EMA_DECAY
 from ..training.run import StepRecord
+from ..training.validation import ValidationPoint
 
 MIN_SECONDS_BETWEEN_EVENTS = 0.2
 SERIES = ("loss", "learning_rate", "grad_norm")

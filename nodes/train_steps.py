@@ -121,7 +121,7 @@ class TrainSteps(io.ComfyNode):
             choice("resume", resume, Resume), checkpoints or CheckpointSpec(), preview
         )
         started = time.monotonic()
-        with watched(state.history) as monitor:
+        with watched(state.history, state.validations) as monitor:
             state = train_in_graph(state, last_step, options, monitor)
         show_text("\n".join([summary(state, time.monotonic() - started), *lines]))
         return io.NodeOutput(state, *results(state))

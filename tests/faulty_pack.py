@@ -1,4 +1,4 @@
-"""A custom node for the tests' servers: a MODEL that fails in the middle of a run.
+"""Custom nodes for the tests' servers: a MODEL that fails in the middle of a run, and a scale.
 
 ComfyUI loads this file as a pack of its own. The failure sits where other packs put their code: in
 the wrapper around the diffusion model.
@@ -35,4 +35,27 @@ class FailingModel:
         return (wrapped,)
 
 
-NODE_CLASS_MAPPINGS = {"TestFailingModel": FailingModel}
+class Memory:
+    """Resident bytes of the server, after what is free was given back to the system."""
+
+    CATEGORY = "tests"
+    FUNCTION = "measure"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"number": ("INT", {"default": 0})}}
+
+    def measure(self, number: int) -> dict[str, Any]:
+        import ctypes
+        import gc
+
+        import psutil
+
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return {"ui": {"bytes": [psutil.Process().memory_info().rss]}}
+
+
+NODE_CLASS_MAPPINGS = {"TestFailingModel": FailingModel, "TestMemory": Memory}

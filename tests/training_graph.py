@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,17 @@ WIDGETS: dict[str, dict[str, Any]] = {
         "optimizer_args": "",
         "optimizer_name": "",
         "ema_decay": 0.0,
+    },
+    "AtelierCheckpoints": {
+        "save_every_n_steps": 0,
+        "save_every_n_epochs": 0,
+        "save_every_n_minutes": 10.0,
+        "save_last_n": 2,
+        "keep_best": True,
+        "save_lora": False,
+        "save_precision": "fp16",
+        "on_save_error": "continue",
+        "tensorboard": False,
     },
     "AtelierTrainLoRA": {"resume": "start_again"},  # what other tests left on disk does not count
     "AtelierScheduler": {
@@ -201,3 +213,12 @@ def latent(server: HostServer, result: Result, name: str) -> np.ndarray:
     (reference,) = result.outputs[f"{name}-latent"]["latents"]
     file = server.base / "output" / reference["subfolder"] / reference["filename"]
     return load_file(file)["latent_tensor"]
+
+
+def few_pictures(server: HostServer) -> None:
+    """Put four pictures and their captions where `training("few")` looks for them."""
+    folder = server.base / "input" / "few"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("bear", "fox", "lemon", "pizza"):
+        for extension in (".png", ".txt"):
+            shutil.copy(PICTURES / f"{name}{extension}", folder)

@@ -19,7 +19,7 @@ CAPTIONS = {
 def write_pictures(root: Path) -> None:
     """Wide, tall and half transparent, small, without a caption; masks; a broken file."""
     for folder in (PICTURES, MASKS, OTHERS):
-        (root / folder).mkdir(parents=True)
+        (root / folder).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(4)
 
     def picture(name: str, width: int, height: int) -> np.ndarray:

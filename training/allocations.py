@@ -34,7 +34,6 @@ class Allocations(TorchDispatchMode):
         """The most there have been at once."""
         self._counts = True
         self._followed: dict[int, weakref.ref[Any]] = {}
-        self._aliasing: dict[Any, bool] = {}
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
@@ -49,13 +48,13 @@ class Allocations(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self._counts and not self._only_aliases(func):
-            given: set[int] | None = None
-            for storage in storages_in(result):
-                if given is None:
-                    given = {id(each) for each in storages_in((args, kwargs))}
-                if id(storage) not in given:
-                    self._follow(storage)
+        if self._counts:
+            unknown = [s for s in storages_in(result) if id(s) not in self._followed]
+            if unknown:  # of those, views of what was there before are not new
+                given = {id(storage) for storage in storages_in((args, kwargs))}
+                for storage in unknown:
+                    if id(storage) not in given:
+                        self._follow(storage)
         return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
@@ -70,15 +69,6 @@ class Allocations(TorchDispatchMode):
             self.live -= size
 
         self._followed[key] = weakref.ref(storage, freed)
-
-    def _only_aliases(self, func: Any) -> bool:
-        """Whether an operation returns nothing but views of its arguments, or these themselves."""
-        known = self._aliasing.get(func)
-        if known is None:
-            returns = func._schema.returns
-            known = bool(returns) and all(each.alias_info is not None for each in returns)
-            self._aliasing[func] = known
-        return known
 
 
 def storages_in(tree: Any) -> list[torch.UntypedStorage]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from frontend import SECONDS, Frontend
+from frontend import READY, SECONDS, Frontend
 from host import HostServer
 from training_graph import PICTURES, TRAIN, Prompt, training
 
@@ -194,11 +194,10 @@ def test_a_reload_restores_the_chart_and_a_second_tab_follows(graph: Graph) -> N
     graph.page.reload(wait_until="domcontentloaded")
     graph.page.wait_for_function("() => window.app?.graph?._nodes?.length", timeout=60 * SECONDS)
     graph.wait(f"run.step >= {before['step']}")
-    other = Graph.__new__(Graph)
     page = graph.page.context.new_page()
     try:
         page.goto(graph.frontend.server.url, wait_until="domcontentloaded")
-        page.wait_for_function("() => window.app?.graph && LiteGraph.registered_node_types['AtelierTrainLoRA']")
+        page.wait_for_function(READY, timeout=60 * SECONDS)
         page.wait_for_timeout(2 * SECONDS)
         page.evaluate("async graph => { await app.loadGraphData(graph) }", saved_graph)
         for one in (page, graph.page):
@@ -236,9 +235,7 @@ def test_it_works_inside_a_subgraph(graph: Graph) -> None:
     graph.node = ":".join(map(str, made))
     graph.queue()
     graph.wait("run.step > 5")
-    graph.frontend.run(
-        "id => app.canvas.openSubgraph(app.graph.getNodeById(id).subgraph)", made[0]
-    )
+    graph.frontend.run("id => app.canvas.openSubgraph(app.graph.getNodeById(id).subgraph)", made[0])
     graph.look()
     graph.page.locator(PANEL).wait_for(state="visible")
     graph.frontend.screenshot("monitor-subgraph")
@@ -356,7 +353,7 @@ LONG_RUN = """([id, pictures]) => {
         id: 'made', status: 'running', finish_requested: false, pause_requested: false,
         step: 6000, last_step: 8000, epoch: 59, stride: 4, points,
         seconds_per_step: 0.42, seconds_left: 840, memory: { process: 3.2e9, device: 1.1e10 },
-        validation: [500, 1500, 2500, 3500, 4500, 5500].map((s, i) => [s, 0.17 - 0.012 * i + 0.002 * i * i]),
+        validation: [0, 1, 2, 3, 4, 5].map(i => [500 + 1000 * i, 0.17 - 0.012 * i + 0.002 * i * i]),
         previews: pictures.map((name, i) => (
             { step: 1000 * (i + 1), filename: name, subfolder: 'monitored', type: 'input' })),
         messages: [{ text: 'The learning rate is high for this optimizer.', level: 'warning' }],

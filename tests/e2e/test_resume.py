@@ -4,7 +4,6 @@ that nothing happened to."""
 from __future__ import annotations
 
 import random
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -17,35 +16,26 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from host import HostError, HostServer
-from training_graph import DATASET, LOADER, PICTURES, SAVE, TRAIN, Prompt, Watched, node, training
+from training_graph import (
+    DATASET,
+    LOADER,
+    SAVE,
+    TRAIN,
+    Prompt,
+    Watched,
+    few_pictures,
+    node,
+    training,
+)
 
 pytestmark = pytest.mark.slow
 STEPS = 40
-EVERY = {
-    "save_every_n_steps": 0,
-    "save_every_n_epochs": 0,
-    "save_every_n_minutes": 10.0,
-    "save_last_n": 2,
-    "keep_best": True,
-    "save_lora": False,
-    "save_precision": "fp16",
-    "on_save_error": "continue",
-    "tensorboard": False,
-}
-
-
-def prepare(server: HostServer) -> None:
-    folder = server.base / "input" / "few"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("bear", "fox", "lemon", "pizza"):
-        for extension in (".png", ".txt"):
-            shutil.copy(PICTURES / f"{name}{extension}", folder)
 
 
 def resumable(steps: int = STEPS, prefix: str = "atelier/run", **changes: Any) -> Prompt:
     """The training graph with checkpoints every 3 steps; Train LoRA resumes."""
     prompt = training("few", steps, prefix)
-    prompt["6"] = node("AtelierCheckpoints", **{**EVERY, "save_every_n_steps": 3})
+    prompt["6"] = node("AtelierCheckpoints", save_every_n_steps=3)
     prompt[TRAIN]["inputs"] |= {"resume": "resume", "checkpoints": ["6", 0], **changes}
     prompt[SAVE]["inputs"]["add_to_models_loras"] = False
     return prompt
@@ -67,7 +57,7 @@ def states(server: HostServer) -> list[Path]:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, server: HostServer) -> dict[str, Any]:
     """What an undisturbed run of `resumable()` gives."""
-    prepare(server)
+    few_pictures(server)
     prompt = resumable(prefix="atelier/straight")
     server.queue(prompt).check()
     yield lora(server, "atelier/straight")
@@ -96,7 +86,7 @@ def test_killed_twenty_times_it_still_arrives(
 def _kill_until_done(
     server: HostServer, straight: dict[str, np.ndarray], rng: random.Random, kills: int
 ) -> None:
-    prepare(server)
+    few_pictures(server)
     resumed = 0
     for _ in range(kills):
         with server.start():
@@ -107,7 +97,7 @@ def _kill_until_done(
                 nonlocal timer
                 if name == "atelier.run" and data["status"] == "running":
                     steps.append(data["step"])
-                    if timer is None and data["step"] > 0:
+                    if timer is None and data["step"] > 3:  # the first checkpoint is there
                         timer = kill_later(server, rng.uniform(0, 1.5))
 
             try:
@@ -128,7 +118,7 @@ def _kill_until_done(
 def test_a_finished_graph_does_nothing_and_after_a_restart_takes_its_result_from_disk(
     own_server: HostServer, straight: dict[str, np.ndarray]
 ) -> None:
-    prepare(own_server)
+    few_pictures(own_server)
     with own_server.start():
         own_server.queue(resumable()).check()
         again = own_server.queue(resumable()).check()
@@ -191,7 +181,7 @@ def piece(name: str, source: str, amount: int, unit: str = "steps", **more: Any)
 
 def test_steps_and_branches_through_the_graph(server: HostServer) -> None:
     """6 + 6 steps are 12; two branches at other rates are each what they are alone."""
-    prepare(server)
+    few_pictures(server)
     fast = {"fast-lr": node("AtelierOptimizer", unet_lr=5e-3)}
     whole = start_and(
         piece("half", "start", 6),
@@ -219,7 +209,7 @@ def test_steps_and_branches_through_the_graph(server: HostServer) -> None:
 
 
 def test_a_state_is_saved_loaded_and_gone_on_from(server: HostServer) -> None:
-    prepare(server)
+    few_pictures(server)
     saving = start_and(
         piece("first", "start", 5, resume="start_again"),
         piece("direct", "first", 4, resume="start_again"),
@@ -254,7 +244,7 @@ def test_a_state_is_saved_loaded_and_gone_on_from(server: HostServer) -> None:
         watched = Watched(server, load)
         assert "dataset: not the one this state was trained with" in watched.text("load")
     finally:
-        prepare(server)
+        few_pictures(server)
 
 
 @pytest.fixture
@@ -279,7 +269,7 @@ def small_disk(own_server: HostServer) -> Iterator[HostServer]:
 @pytest.mark.parametrize("choice", ["continue", "stop"])
 def test_a_full_disk(small_disk: HostServer, choice: str) -> None:
     """A state takes over a megabyte: with room for two or three, five cannot be kept."""
-    prepare(small_disk)
+    few_pictures(small_disk)
     prompt = resumable(steps=20)
     prompt["6"]["inputs"] |= {"save_last_n": 99, "on_save_error": choice}
     with small_disk.start():

@@ -186,7 +186,7 @@ LOAD_ROWS = {
     "role": Row("regularisation", "losses"),
     "validation_fraction": Row(0.2, "ss_num_train_images"),
     "captions": Row("files_or_name", "losses"),
-    "caption_lines": Row("first", "losses"),
+    "caption_lines": Row("first", "losses", elsewhere={TRAIN: {"max_train_steps": 2, "seed": 2}}),
     "mask": Row("alpha", "losses"),
     "mask_folder": Row(MASKS, "losses", MASK_FILES),
     "unusable_files": Row("stop", "refused"),

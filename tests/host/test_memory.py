@@ -132,16 +132,10 @@ def test_a_run_takes_its_base_as_stored_adapters_activations_and_a_tenth(
     peak = peak_of_two_steps(run)
     assert peak > activations
     assert base + peak <= 1.1 * (base + adapters + activations)
-
-
-@pytest.mark.parametrize("storage", STORAGE)
-def test_the_estimate_is_what_a_run_takes(
-    stored: Callable[[str], Any], encoded: dict[str, Any], storage: str
-) -> None:
-    run = make_run(stored(storage), encoded, quick_spec(train_batch_size=4))
-    assert run.memory.base == run.model.stored_bytes()[0]
-    assert run.memory.activations == pytest.approx(kept_for_backward(run), rel=0.01)
-    assert run.memory.beside_weights == pytest.approx(peak_of_two_steps(run), rel=0.05)
+    # And so it was estimated.
+    assert run.memory.base == base
+    assert run.memory.activations == pytest.approx(activations, rel=0.01)
+    assert run.memory.beside_weights == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])

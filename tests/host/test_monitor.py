@@ -13,9 +13,11 @@ import comfy.model_management
 import pytest
 from comfy_execution.utils import CurrentNodeContext
 
-from lora_atelier.nodes.monitor import RUNS, RunMonitor, Runs, Status, watched
+from lora_atelier.nodes.monitor import RUNS, Runs, watched
+from lora_atelier.nodes.run_monitor import RunMonitor, Status
 from lora_atelier.training.loss_chart import smoothed
 from lora_atelier.training.run import StepRecord, start
+from lora_atelier.training.validation import ValidationPoint
 from tiny_training import CAPTIONS, encode, load_parts, make_run, quick_spec, train_as_node
 
 Report = dict[str, Any]
@@ -202,6 +204,23 @@ def test_a_real_training_is_watched_from_its_first_step_to_finish_now(
     assert 2 < state.step < 10_000
     assert report["points"]["step"] == list(range(1, state.step + 1)), "the steps before are there"
     assert report["last_step"] == 10_002
+
+
+def test_asked_to_finish_before_the_first_step_it_takes_one(tiny_checkpoint: Path) -> None:
+    """Whoever saves the LoRA downstream needs one."""
+    parts = load_parts(tiny_checkpoint)
+    run = make_run(parts.model, encode(parts.clip, CAPTIONS), quick_spec(max_train_steps=50))
+    with watched() as monitor:
+        monitor.finish()
+        assert train_as_node(start(run), 50, monitor).step == 1
+
+
+def test_what_was_measured_before_is_there(monitor: RunMonitor) -> None:
+    monitor.recall([record(1), record(2)], [ValidationPoint(2, 0.25, 0.5, (), ())])
+    monitor.validation(4, 0.125)
+    report = monitor.report()
+    assert report["validation"] == [[2, 0.25], [4, 0.125]]
+    assert report["points"]["step"] == [1, 2]
 
 
 @pytest.mark.parametrize(

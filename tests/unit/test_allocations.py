@@ -35,6 +35,18 @@ def test_views_and_what_was_there_before_cost_nothing(device: str) -> None:
     assert memory.live == 400
 
 
+def test_a_cast_of_a_hosts_weight_is_new_and_one_that_changes_nothing_is_not() -> None:
+    """On tensors of inference mode ``to`` is one operation, of which either may come."""
+    with torch.inference_mode():
+        weight = torch.ones(100, dtype=torch.float16)
+    with Allocations() as memory:
+        same = weight.to(torch.float16)
+        assert memory.live == 0
+        cast = weight.to(torch.float32)
+        assert memory.live == 400
+    del same, cast
+
+
 def test_memory_lives_as_long_as_anyone_holds_it() -> None:
     with Allocations() as memory:
         view = torch.empty(100)[:1]
