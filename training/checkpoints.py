@@ -118,12 +118,14 @@ class Checkpoints:
     def newest(self, first: int, last: int) -> TrainingState | None:
         """The latest whole state of this very run after step ``first`` and up to ``last``.
 
-        One whose schedule was laid out for a longer run is another run's.
+        One whose schedule was laid out for another number of steps is another run's, unless this
+        one goes on beyond them: then it is that run, extended.
         """
+        horizon = self.run.spec.max_train_steps
         for path, header in reversed(self._states()):
             same = bool(self.run.identity) and header.identity == self.run.identity
-            shorter = header.horizon <= self.run.spec.max_train_steps
-            if same and shorter and first < header.step <= last:
+            fits = header.horizon == horizon or header.horizon < min(horizon, last)
+            if same and fits and first < header.step <= last:
                 return load_state(path, self.run)
         return None
 

@@ -126,6 +126,17 @@ def test_only_states_of_this_run_or_a_shorter_one_are_taken_up(
     assert (Checkpoints(other, tmp_path, NEVER).newest(0, 100) is not None) is found
 
 
+def test_another_schedule_over_the_same_steps_is_another_run(
+    run: TrainingRun, tmp_path: Path
+) -> None:
+    """Of Train Steps: max_train_steps was raised on Start Training, and amount was not."""
+    Checkpoints(run, tmp_path, NEVER).save(at(run, 3))
+    other = replace(run, spec=replace(run.spec, max_train_steps=60))
+    assert Checkpoints(other, tmp_path, NEVER).newest(0, 3) is None
+    assert Checkpoints(other, tmp_path, NEVER).newest(0, 6) is None
+    assert Checkpoints(other, tmp_path, NEVER).newest(0, 7).step == 3
+
+
 def test_a_run_that_cannot_be_told_takes_up_nothing(make_run: Make, tmp_path: Path) -> None:
     run = make_run()
     assert run.identity == ""
