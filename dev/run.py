@@ -24,7 +24,9 @@ def _demo(arguments: list[str]) -> list[str]:
 
 
 def _test(arguments: list[str]) -> list[str]:
-    return ["-m", "pytest", *_narrowed(NOT_SOAK, arguments)]
+    # Two files at a time: much of a test's time is spent on waiting for a server.
+    share = [] if arguments else ["-n", "2", "--dist", "loadfile"]
+    return ["-m", "pytest", *share, *_narrowed(NOT_SOAK, arguments)]
 
 
 def _soak(arguments: list[str]) -> list[str]:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class Allocations(TorchDispatchMode):
@@ -73,5 +72,10 @@ class Allocations(TorchDispatchMode):
 
 def storages_in(tree: Any) -> list[torch.UntypedStorage]:
     """Those of every tensor in nested lists and dicts; some may be there more than once."""
-    leaves = (tree,) if isinstance(tree, Tensor) else tree_leaves(tree)
-    return [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]
+    if isinstance(tree, Tensor):
+        return [tree.untyped_storage()]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, tuple | list):
+        return []
+    return [storage for branch in tree for storage in storages_in(branch)]

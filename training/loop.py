@@ -87,7 +87,7 @@ class _Watchman:
 
     def _roll_back(self, record: StepRecord, trouble: str) -> None:
         self.rollbacks += 1
-        self.trainer.take(self.good)
+        self.trainer.go_back(self.good)
         self.trainer.scale_rates(ROLLBACK_FACTOR)
         self.good = self.trainer.freeze()  # at the lower rate: the next time it is halved again
         self.guard = self._new_guard()

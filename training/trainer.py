@@ -34,6 +34,12 @@ class Trainer:
         self.network.to(state.run.model.device)
         self.take(state)
 
+    def go_back(self, state: TrainingState) -> None:
+        """Become what the run was before."""
+        # It would unscale by all its optimizers, and the one so far has the same gradients.
+        self.accelerator.free_memory()
+        self.take(state)
+
     def take(self, state: TrainingState) -> None:
         """Become what ``state`` was, in the adapters that are attached to the model."""
         self.step = state.step
@@ -60,8 +66,6 @@ class Trainer:
         self.scheduler = build_lr_scheduler(
             self.bare_optimizer, spec.lr_scheduler, spec.max_train_steps, spec.samples
         )
-        # Of an optimizer from before a rollback, which would unscale the same gradients again.
-        self.accelerator.free_memory()
         self.optimizer = self.accelerator.prepare_optimizer(
             self.bare_optimizer, device_placement=False
         )

@@ -105,6 +105,17 @@ def test_the_sheet_has_a_row_a_step_and_a_column_a_prompt_and_seed(tmp_path: Pat
     assert np.array_equal(pixels, drawn(ContactSheet(SPEC), tmp_path))  # whatever was kept
 
 
+def test_rows_are_in_the_order_of_steps_with_the_base_above(tmp_path: Path) -> None:
+    spec = replace(SPEC, prompts=("a",), seeds=(1,))
+    colours = {1000: (1.0, 0.0, 0.0), BASE: (0.0, 1.0, 0.0), 0: (0.0, 0.0, 1.0), 9: (0.0, 0.0, 0.0)}
+    for step, colour in colours.items():
+        image = torch.tensor(colour).expand(1, 64, 128, 3)
+        save_preview(tmp_path, PreviewFile(step, 0, 1), spec, image)
+    pixels = drawn(ContactSheet(spec), tmp_path)
+    rows = [tuple(pixels[92 + 64 + i * 136, 112 + 128] / 255) for i in range(4)]
+    assert rows == [colours[step] for step in (BASE, 0, 9, 1000)]
+
+
 def test_rows_and_columns_have_labels(tmp_path: Path) -> None:
     """Something dark stands left of each row and above each picture, and nowhere else."""
     put(tmp_path, BASE)

@@ -17,10 +17,11 @@ SPEC = PreviewSpec(("a fox",))
 
 def due_steps(spec: PreviewSpec, last: int, batches_per_epoch: int, accumulation: int) -> list[int]:
     """As the orchestration finds them: one after the other."""
-    steps, step = [], 0
-    while (step := due(spec, step, batches_per_epoch, accumulation)) <= last:
+    steps = [0]
+    while (step := due(spec, steps[-1], batches_per_epoch, accumulation)) <= last:
+        assert step > steps[-1]
         steps.append(step)
-    return steps
+    return steps[1:]
 
 
 def epoch_ends(plan: BatchPlan, every: int, accumulation: int, last: int) -> list[int]:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 
 import comfy.ops
 import torch
-from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ..errors import needed_package, require
@@ -40,7 +39,7 @@ def lend_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tenso
         return
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
     scale = getattr(layer, "scale_weight", None)  # scaled fp8: the host applies it in its forward
-    plain = weight.dequantize().to(like) if isinstance(weight, QuantizedTensor) else weight.to(like)
+    plain = weight.to(like)  # the host's own quantised weights come in a type of their choice
     try:
         yield (plain if scale is None else plain * scale.to(plain)), bias
     finally:
