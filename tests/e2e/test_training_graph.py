@@ -149,8 +149,9 @@ def test_cancel_keeps_the_lora_so_far_and_harms_nothing(server: HostServer, cycl
     fill(server.base / "input" / folder)
     result = server.queue(training(folder, steps=2000), on_event=cancel, timeout=120)
     assert result.status == "interrupted"
-    (file,) = (server.base / "output" / "atelier" / "cancelled_run" / "lora").glob("*.safetensors")
-    step = int(file.stem.rpartition("-step")[2].split("_")[0])
+    runs = server.base / "output" / "atelier" / "runs"
+    (file,) = runs.glob("cancelled_run-*/lora/*.safetensors")
+    step = int(file.stem.rpartition("-step")[2])
     assert pressed[0] <= step < 2000
     tensors = load_file(file)
     assert len(tensors) == 3 * 48

@@ -169,7 +169,7 @@ def test_locon_adds_the_convolutions_of_the_blocks_under_their_names(parts: Part
 
 
 def test_the_node_says_how_much_is_trained(parts: Parts) -> None:
-    text = describe(parts.model, quick_spec(network=NetworkSpec(4, 2.0)))
+    text = describe(parts.model, parts.clip, quick_spec(network=NetworkSpec(4, 2.0)))
     network = build_network(
         HostDiffusionModel(parts.model).layers(NetworkSpec(4)), NetworkSpec(4), 0
     )
@@ -196,7 +196,7 @@ def test_what_does_not_fit_the_model_is_refused(
     spec: NetworkSpec, words: str, parts: Parts
 ) -> None:
     with pytest.raises(AtelierError, match=words):
-        describe(parts.model, quick_spec(network=spec))
+        describe(parts.model, parts.clip, quick_spec(network=spec))
 
 
 def test_dora_begins_as_the_model_with_the_loras_already_on_it(
@@ -275,7 +275,7 @@ def test_step_0_of_a_continued_lora_is_the_stock_loader_with_that_file(
     expected = prediction(load_stock(parts.model, tensors), encoded)
     assert relative(prediction(parts.model, encoded, network), expected) < 1e-4
     assert relative(expected, base) > 0.003
-    text = describe(parts.model, run.spec)
+    text = describe(parts.model, parts.clip, run.spec)
     assert text.endswith('continued from "old" (1 keys of text encoders are not continued)')
 
 

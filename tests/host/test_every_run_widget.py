@@ -24,6 +24,7 @@ from widget_runs import (
     PIECES,
     PREVIEW,
     SAVE_STATE,
+    SCHEDULER,
     START,
     STEPS,
     TRAIN,
@@ -96,6 +97,7 @@ BESIDES: dict[str, Settings] = {
     PREVIEW: {PREVIEW: SMALL},
 }
 ALONE = {
+    START: {"on_divergence"},
     STEPS: {"resume"},
     CHECKPOINTS: {"on_save_error"},
     SAVE_STATE: {"filename_prefix"},
@@ -120,6 +122,25 @@ def test_every_widget_of_these_nodes_is_in_a_table() -> None:
 )
 def test_a_widget_changes_what_comes_out(bench: Bench, node_id: str, widget: str) -> None:
     check_row(bench, node_id, widget, TABLE[node_id][widget], BESIDES[node_id])
+
+
+@pytest.mark.parametrize("node_id", [TRAIN, START])
+def test_on_divergence_decides_whether_a_run_goes_back(bench: Bench, node_id: str) -> None:
+    wild = {"unet_lr": 10.0, "weight_decay": 10.0}
+    said = {}
+    for choice in ("stop", "roll_back"):
+        settings = {
+            OPTIMIZER: wild,
+            node_id: {"max_train_steps": 150, "on_divergence": choice},
+            SCHEDULER: {"lr_scheduler": "constant", "lr_warmup_ratio": 0.0},
+        }
+        if node_id == START:
+            settings[STEPS] = {"amount": 150}
+        with pytest.raises(AtelierError, match="Training diverged at step") as refused:
+            bench.run(settings)
+        said[choice] = str(refused.value)
+    assert "Going back" not in said["stop"]
+    assert "Going back 3 times did not help" in said["roll_back"]
 
 
 @pytest.mark.parametrize("node_id", [TRAIN, STEPS])

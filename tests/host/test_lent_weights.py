@@ -10,6 +10,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
+from four_bit import BareNF4, nf4
 from lora_atelier.training.adapters.base import weight_shape
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.frozen import FrozenLayer, is_linear
@@ -56,32 +57,6 @@ def mixed_precision() -> nn.Module:
     return layer
 
 
-def four_bit() -> nn.Module:
-    """Linear4bit of bitsandbytes."""
-    from bitsandbytes.nn import LinearNF4, Params4bit
-
-    layer = LinearNF4(IN, OUT)
-    layer.weight = Params4bit(weight(), requires_grad=False, quant_type="nf4", module=layer)
-    layer.bias = frozen(bias())
-    return layer.to("cpu")
-
-
-class Bare4bit(nn.Module):
-    """As NF4 loaders for ComfyUI bring it: no `nn.Linear`, its state on the layer as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        packed = four_bit()
-        self.weight, self.bias = packed.weight, packed.bias
-        self.quant_state = packed.weight.quant_state
-        self.weight.quant_state = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        import bitsandbytes
-
-        return bitsandbytes.matmul_4bit(x, self.weight.t(), self.quant_state, bias=self.bias)
-
-
 def eight_bit() -> nn.Module:
     """Linear8bitLt of bitsandbytes, before its first forward."""
     from bitsandbytes.nn import Int8Params, Linear8bitLt
@@ -123,8 +98,8 @@ class Packed(comfy.ops.manual_cast.Linear):
 LAYERS = {
     "scaled fp8": (scaled_fp8, 1e-5, 0.05),
     "mixed precision": (mixed_precision, 1e-5, 0.05),
-    "nf4": (four_bit, 1e-5, 0.15),
-    "nf4, bare": (Bare4bit, 1e-5, 0.15),
+    "nf4": (lambda: nf4(weight(), bias()), 1e-5, 0.15),
+    "nf4, bare": (lambda: BareNF4(weight(), bias()), 1e-5, 0.15),
     "int8": (eight_bit, 0.02, 0.01),
     "int8, in use": (eight_bit_in_use, 0.02, 0.01),
     "own cast_bias_weight": (Packed, 1e-5, 0.25),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from families import FAMILIES
-from four_bit import store_in_nf4
+from four_bit import BareNF4, store_in_nf4
 from in_memory import encoded_dataset
+from lora_atelier.nodes.start_training import begin
 from lora_atelier.training.adapter_precision import AdapterPrecision
 from lora_atelier.training.allocations import Allocations
+from lora_atelier.training.dataset.fit import FitOptions
+from lora_atelier.training.dataset.folder import FolderOptions, load_folder
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from lora_atelier.training.host.memory import describe_memory
 from lora_atelier.training.host.text_encoder import HostTextEncoder
+from lora_atelier.training.host.unloaded import as_shapes
 from lora_atelier.training.loop import train
 from lora_atelier.training.network import Algorithm, NetworkSpec
 from lora_atelier.training.optimizer import OptimizerSpec
 from lora_atelier.training.optimizers.kinds import OptimizerType
-from lora_atelier.training.run import TrainingRun, TrainingSpec, start
+from lora_atelier.training.rehearsal import SHAPES
+from lora_atelier.training.run import TrainingRun, start
 from lora_atelier.training.targets import TextEncoders
 from tiny_training import (
     CAPTIONS,
@@ -38,6 +46,7 @@ from tiny_training import (
     quick_spec,
 )
 
+PICTURES = Path(__file__).resolve().parents[2] / "demo" / "images" / "glossy" / "heldout"
 MB = 1 << 20
 TRAINABLE = [name for name in FAMILIES if name != "ltxv"]
 """LTX-Video overwrites what backward needs."""
@@ -181,6 +190,20 @@ def test_a_trained_text_encoder_is_part_of_it(parts: Parts) -> None:
     assert " + text encoder " in line
 
 
+def test_the_node_says_it_before_the_first_step(parts: Parts, tmp_path: Path) -> None:
+    for name in ("cat.png", "cat.txt"):
+        shutil.copy(PICTURES / name, tmp_path)
+    dataset = load_folder(tmp_path, FolderOptions(fit=FitOptions((64,))))
+    state, lines = begin(parts.model, parts.clip, parts.vae, dataset, quick_spec())
+    assert state.step == 0
+    (line,) = (line for line in lines if line.startswith("memory: "))
+    number = r"\d+\.\d"
+    parts_of_it = " \\+ ".join(f"{name} {number}" for name in ("base", "adapters", "activations"))
+    assert re.match(
+        rf"memory: {number} MB = {parts_of_it}.* \(free: {number} of {number} GB\)", line
+    )
+
+
 def test_without_numbers_some_models_cannot_be_rehearsed_and_the_line_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -234,6 +257,31 @@ def test_what_other_nodes_hung_around_the_calls_sees_no_rehearsal() -> None:
     assert len(seen) == 1
 
 
+class Remembering(nn.Module):
+    """Keeps what it computed, in both ways in which models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Tensor | None = None
+
+    @lru_cache  # noqa: B019  as Chroma Radiance has it
+    def places(self, device: torch.device) -> Tensor:
+        return torch.arange(8.0, device=device)
+
+    def forward(self, device: torch.device) -> Tensor:
+        if self.table is None:
+            self.table = self.places(device) * 2
+        return self.table
+
+
+def test_what_a_model_remembers_of_a_rehearsal_is_forgotten() -> None:
+    model = Remembering()
+    with as_shapes(model):
+        assert model(SHAPES).device == SHAPES
+    assert model.table is None
+    assert model.places.cache_info().currsize == 0
+
+
 class Partly(HostDiffusionModel):
     """Loaded as the host loads what does not fit: most layers stay where they were, and are cast
     and patched at every use."""
@@ -265,6 +313,19 @@ def test_a_partly_loaded_patched_model_trains_as_a_whole_one(
     if storage is None:
         for name, value in expected.network.items():
             torch.testing.assert_close(state.network[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_bare_nf4_layers_train_as_those_of_bitsandbytes(
+    tiny_checkpoint: Path, stored: Callable[[str], Any], encoded: dict[str, Any]
+) -> None:
+    """The same numbers in layers that are no `nn.Linear`: those of the loader in use."""
+    bare = store_in_nf4(load_parts(tiny_checkpoint).model, BareNF4)
+    states = [
+        train(start(make_run(model, encoded)), 2, Recorder()) for model in (stored("nf4"), bare)
+    ]
+    assert states[0].network.keys() == states[1].network.keys()
+    for name, value in states[0].network.items():
+        torch.testing.assert_close(states[1].network[name], value)
 
 
 # Relative error of a stored weight: at most 2^-4 with 3 bits of mantissa, 2^-3 with 2; NF4 has 16

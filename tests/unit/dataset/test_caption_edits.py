@@ -522,8 +522,8 @@ def test_the_report_tells_how_many_texts_will_be_encoded() -> None:
     )
     options = CaptionOptions(shuffle_caption=True, caption_variants=64)
     edited, report = edit_and_report(dataset, CaptionEdits(), options)
-    assert report.distinct_texts == len(captions(edited)) == 4  # "", a b, b a, c
-    assert "4 distinct texts to encode" in report.text()
+    assert report.distinct_texts == len(captions(edited)) == 5  # "", a b, b a, c; x y
+    assert "5 distinct texts to encode" in report.text()
 
 
 def test_long_captions_and_lists_are_cut_in_the_report() -> None:

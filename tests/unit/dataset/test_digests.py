@@ -80,7 +80,9 @@ def test_pictures_in_memory_have_their_own(memo: Path) -> None:
     assert not memo.exists()
 
 
-@pytest.mark.parametrize(("content", "mtime_ns"), [(b"three", OLD), (b"two", OLD + 1)])
+@pytest.mark.parametrize(
+    ("content", "mtime_ns"), [(b"three", OLD), (b"two", OLD + 1)], ids=["size", "time"]
+)
 def test_another_size_or_time_is_a_change(
     memo: Path, picture: ImageFile, content: bytes, mtime_ns: int
 ) -> None:

@@ -75,7 +75,9 @@ def test_only_what_changed_is_opened(folder: Path, tmp_path: Path, read) -> None
     assert dataset.samples[1].image.size == (99, 64)
 
 
-@pytest.mark.parametrize(("caption", "time"), [("otherwise", OLD), ("number X", OLD - 1)])
+@pytest.mark.parametrize(
+    ("caption", "time"), [("otherwise", OLD), ("number X", OLD - 1)], ids=["size", "time"]
+)
 def test_a_change_of_the_size_or_of_the_time_is_enough(
     folder: Path, tmp_path: Path, caption: str, time: float
 ) -> None:
