@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import urllib.error
 import urllib.request
@@ -20,6 +21,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 Open = Callable[..., AbstractContextManager[Frontend]]
 ENDLESS = 1_000_000
 """More steps than any test waits for."""
+SEEDS = itertools.count(100)
+"""Of the runs: one that ended as a success would else come from ComfyUI's cache."""
 STATE = """path => {
     let graph = app.rootGraph ?? app.graph;
     const ids = path.split(':');
@@ -102,7 +105,9 @@ def graph(open_frontend: Open, pictures: str, server: HostServer) -> Iterator[Gr
     """A training of no end in a window; whatever a test leaves running is cancelled."""
     with open_frontend() as frontend:
         graph = Graph(frontend)
-        graph.load(training(pictures, ENDLESS, prefix="atelier/monitored"))
+        prompt = training(pictures, ENDLESS, prefix="atelier/monitored")
+        prompt[TRAIN]["inputs"]["seed"] = next(SEEDS)
+        graph.load(prompt)
         yield graph
         assert frontend.own_errors() == []
         stop(server)
