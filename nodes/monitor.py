@@ -90,6 +90,7 @@ def _workflow(prompt: str) -> str:
         return ""
     for item in server.prompt_queue.get_current_queue()[0]:
         if item[1] == prompt:
-            workflow = (item[3].get("extra_pnginfo") or {}).get("workflow") or {}
-            return str(workflow.get("id") or "")
+            info = item[3].get("extra_pnginfo")
+            workflow = info.get("workflow") if isinstance(info, dict) else None
+            return str(workflow.get("id") or "") if isinstance(workflow, dict) else ""
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
@@ -52,7 +53,11 @@ def states_in(root: Path) -> list[str]:
     """Training states below ``root``/atelier, by their paths there, the newest first."""
     folder = root / "atelier"
     files = [*folder.glob("states/**/*.safetensors"), *folder.glob("runs/*/state/*.safetensors")]
-    newest_first = sorted(files, key=lambda file: -file.stat().st_mtime)
+    times = {}
+    for file in files:
+        with suppress(OSError):  # deleted meanwhile by a run that goes on
+            times[file] = file.stat().st_mtime
+    newest_first = sorted(times, key=lambda file: -times[file])
     return [file.relative_to(folder).as_posix() for file in newest_first]
 
 

@@ -25,6 +25,7 @@ from ..training.loss_history import loss_map
 from ..training.preview_spec import PreviewSpec, due
 from ..training.run import StepRecord, TrainingRun, TrainingState
 from ..training.validation import ValidationPoint
+from ..training.watchman import Watchman
 from .outputs import runs_folder, safe_name, shown
 from .previews import PreviewGallery
 from .progress import StepReporter, duration, show_text
@@ -60,17 +61,18 @@ def train_in_graph(
     files = Checkpoints(begin.run, run_folder(begin.run), options.checkpoints)
     state = _taken_up(begin, last_step, files, options.resume, monitor)
     with RunLog(files.folder, state, options.checkpoints.tensorboard) as run_log:
-        listener = _GraphListener(state, last_step, files, run_log, monitor)
+        listener = _GraphListener(state, last_step, files, options, run_log, monitor)
+        watchman = Watchman(state, last_step)
         previews = _Previews(begin.run, options.previews, files.folder, monitor)
         previews.draw_base(state, listener)
         first = state.step
         # Asked to finish before the first step, it still takes one: there must be a result.
         while state.step < last_step and (state.step == first or not monitor.finish_requested()):
             stop = min(last_step, previews.next_after(state.step))
-            state = train(state, stop - state.step, listener)
+            state = train(state, stop - state.step, listener, watchman)
+            is_end = state.step == last_step or monitor.finish_requested()
+            listener.save_between(state, is_end)  # before pictures, which take their time
             previews.draw(state, listener)
-        if state.step > listener.first_step:
-            listener.save(state, is_end=True)
     return state
 
 
@@ -107,7 +109,12 @@ def _taken_up(
 ) -> TrainingState:
     """The newest state of this run on disk, or ``begin``."""
     if resume is Resume.START_AGAIN:
-        files.forget(after=begin.step)
+        if replaced := files.start_again(after=begin.step):
+            monitor.message(
+                f"Starts again: the first checkpoint replaces {replaced} of an earlier run. Set "
+                "resume to resume before you queue again, or the next run starts again too.",
+                "warning",
+            )
         return begin
     if not begin.run.identity:
         monitor.message(
@@ -175,11 +182,16 @@ class _GraphListener(Listener):
         state: TrainingState,
         last_step: int,
         files: Checkpoints,
+        options: RunOptions,
         run_log: RunLog,
         monitor: RunMonitor,
     ) -> None:
         self.first_step, self.last_step = state.step, last_step
-        self.files, self.run_log, self.monitor = files, run_log, monitor
+        self.reached = state.step
+        self.measured = -1
+        """The last step after which the validation pictures were looked at."""
+        self.files, self.options = files, options
+        self.run_log, self.monitor = run_log, monitor
         self.reporter = StepReporter(monitor, state.step, last_step - state.step)
         self.finish_requested = monitor.finish_requested
 
@@ -191,20 +203,28 @@ class _GraphListener(Listener):
     def on_step(
         self, record: StepRecord, last_step: int, freeze: Callable[[], TrainingState]
     ) -> None:
+        self.reached = record.step
         self.run_log.step(record)
         self.reporter.step(record, self.last_step)
-        if record.step < self.last_step and self.files.due(record.step):
+        if record.step == self.last_step:
+            return
+        if self.files.due(record.step):
             self.save(freeze())
+        elif self.measured == record.step and self.files.is_best(state := freeze()):
+            self.save(state)
 
     def on_validation(self, point: ValidationPoint) -> None:
+        self.measured = point.step
         self.run_log.validation(point)
         self.monitor.validation(point.step, point.loss)
 
     def on_rolled_back(self, state: TrainingState, message: str) -> None:
+        self.reached = state.step
         self.run_log.rewind(state)
-        self.monitor.rewind(state.history)
+        self.monitor.rewind(state.history, state.validations)
         self.monitor.message(message, "warning")
         log.warning(message)
+        self.save(state, goes_back=True)
 
     def on_interrupted(self, state: TrainingState) -> None:
         """Keep the work so far. Nothing here may hide why the run ended."""
@@ -213,25 +233,39 @@ class _GraphListener(Listener):
         path = self.files.lora_path(state)
         try:
             save_lora(path, trained_lora(state), SavePrecision.FLOAT)
-            self.files.save(state)
+            self.files.save(state, goes_back=state.step < self.reached)
         except AtelierError as error:
             text = f"stopped at step {state.step}; the work so far could not be saved: {error}"
         else:
-            text = (
-                f"stopped at step {state.step}; the LoRA so far is in {shown(path)}. Queue again "
-                "to go on from there."
-            )
+            text = f"stopped at step {state.step}; the LoRA so far is in {shown(path)}. "
+            text += self._how_to_go_on()
         show_text(text)
         self.monitor.message(text, "warning")
         log.warning("Training %s", text)
 
-    def save(self, state: TrainingState, is_end: bool = False) -> None:
+    def _how_to_go_on(self) -> str:
+        if not self.files.run.identity:
+            return "Load Training State goes on from the state beside it."
+        if self.options.resume is Resume.START_AGAIN:
+            return "Set resume to resume and queue again to go on from there."
+        return "Queue again to go on from there."
+
+    def save_between(self, state: TrainingState, is_end: bool) -> None:
+        """The state between two pieces, and the last one, which no later run would find if it
+        could not be told from others."""
+        if is_end and not self.files.run.identity:
+            return
+        if state.step > self.first_step:
+            self.save(state, is_end)
+
+    def save(self, state: TrainingState, is_end: bool = False, goes_back: bool = False) -> None:
         """A checkpoint; where it fails, the person has chosen what follows."""
         try:
-            self.files.save(state, is_end)
+            self.files.save(state, is_end, goes_back)
         except AtelierError as error:
             if self.files.spec.on_save_error is OnSaveError.STOP and not is_end:
                 raise
-            text = f"No checkpoint of step {state.step}: {error} The run goes on."
+            what_now = "The LoRA itself is passed on." if is_end else "The run goes on."
+            text = f"No checkpoint of step {state.step}: {error} {what_now}"
             self.monitor.message(text, "warning")
             log.warning(text)

@@ -89,9 +89,11 @@ class RunMonitor:
                 self._note(record)
             self.lists["validation"].extend([p.step, rounded(p.loss)] for p in validations)
 
-    def rewind(self, history: Iterable[StepRecord]) -> None:
+    def rewind(self, history: Iterable[StepRecord], validations: Iterable[ValidationPoint]) -> None:
         """The run went back to an earlier step: draw it anew."""
         with self._lock:
+            points = [[point.step, rounded(point.loss)] for point in validations]
+            self.lists["validation"], self._sent["validation"] = points, 0
             self.history = DecimatedHistory()
             self._average = self._weight = 0.0
             self._sent["points"] = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -77,22 +77,33 @@ class Checkpoints:
         self.spec = spec
         self._clock = clock
         self._saved_at = clock()
+        self._left_over: list[Path] = []
+        self._remove_partial_files()
 
     def due(self, step: int) -> bool:
         """Whether to save after this step."""
         spec = self.spec
         minutes = (self._clock() - self._saved_at) / 60
+        by_epochs = spec.save_every_n_epochs
         return (
             (spec.save_every_n_steps > 0 and step % spec.save_every_n_steps == 0)
-            or (
-                spec.save_every_n_epochs > 0
-                and _ends_epoch(self.run, step, spec.save_every_n_epochs)
-            )
+            or (by_epochs > 0 and _ends_epoch(self.run, step, by_epochs))
             or 0 < spec.save_every_n_minutes <= minutes
         )
 
-    def save(self, state: TrainingState, is_end: bool = False) -> Path:
+    def is_best(self, state: TrainingState) -> bool:
+        """Whether its loss on the validation pictures is lower than that of any state on disk."""
+        if not self.spec.keep_best or not state.validations:
+            return False
+        losses = [h.validation_loss for _, h in self._own() if h.validation_loss is not None]
+        last = state.validations[-1]
+        return last.step == state.step > 0 and all(last.loss < loss for loss in losses)
+
+    def save(self, state: TrainingState, is_end: bool = False, goes_back: bool = False) -> Path:
         """Write a checkpoint, then remove those that need not stay.
+
+        Args:
+            goes_back: the run goes on from here, whatever it did later before.
 
         Returns:
             The state's file.
@@ -103,9 +114,15 @@ class Checkpoints:
         self._saved_at = self._clock()
         path = self.folder / "state" / f"step{state.step:08d}.safetensors"
         save_state(path, state, is_end)
-        if self.spec.save_lora:
-            save_lora(self.lora_path(state), trained_lora(state), self.spec.save_precision)
-        self._prune()
+        self._remove([left for left in self._left_over if left != path])
+        self._left_over = []
+        if goes_back:
+            self._remove([p for p, h in self._own() if h.step > state.step])
+        try:
+            if self.spec.save_lora:
+                save_lora(self.lora_path(state), trained_lora(state), self.spec.save_precision)
+        finally:
+            self._prune(besides=path)
         return path
 
     def lora_path(self, state: TrainingState) -> Path:
@@ -124,16 +141,20 @@ class Checkpoints:
         horizon = self.run.spec.max_train_steps
         for path, header in reversed(self._states()):
             same = bool(self.run.identity) and header.identity == self.run.identity
-            fits = header.horizon == horizon or header.horizon < min(horizon, last)
-            if same and fits and first < header.step <= last:
+            extended = header.step <= header.horizon < min(horizon, last)
+            if same and (header.horizon == horizon or extended) and first < header.step <= last:
                 return load_state(path, self.run)
         return None
 
-    def forget(self, after: int) -> None:
-        """Remove the states of later steps: the run starts again."""
-        for path, header in self._states():
-            if header.step > after:
-                path.unlink()
+    def start_again(self, after: int) -> int:
+        """The run begins anew after step ``after``: its first checkpoint replaces those of later
+        steps, which until then stay where they are.
+
+        Returns:
+            How many there are.
+        """
+        self._left_over = [p for p, h in self._states() if h.step > after]
+        return len(self._left_over)
 
     def _states(self) -> list[tuple[Path, StateHeader]]:
         """Whole states by their steps; what is damaged is named in the log and passed over."""
@@ -145,17 +166,40 @@ class Checkpoints:
                 log.warning("A checkpoint is passed over: %s", error)
         return sorted(found, key=lambda item: item[1].step)
 
-    def _prune(self) -> None:
-        states = [(p, h) for p, h in self._states() if not h.is_end]
+    def _own(self) -> list[tuple[Path, StateHeader]]:
+        """Those of this run with its schedule, written on the way."""
+        horizon = self.run.spec.max_train_steps
+        return [
+            (path, header)
+            for path, header in self._states()
+            if not header.is_end
+            and header.identity == self.run.identity
+            and header.horizon == horizon
+            and path not in self._left_over
+        ]
+
+    def _prune(self, besides: Path) -> None:
+        states = self._own()
         measured = [(h.validation_loss, p) for p, h in states if h.validation_loss is not None]
-        stay = {path for path, _ in states[-self.spec.save_last_n :]}
+        stay = {besides, *(path for path, _ in states[-self.spec.save_last_n :])}
         if self.spec.keep_best and measured:
             stay.add(min(measured)[1])
-        for path, header in states:
-            if path not in stay:
-                for file in (path, self._lora_path(header.step)):
-                    with suppress(OSError):  # none, or open in another program: the next time
-                        file.unlink()
+        self._remove([path for path, _ in states if path not in stay])
+
+    def _remove(self, states: Iterable[Path]) -> None:
+        for path in states:
+            step = int(path.stem.removeprefix("step"))
+            # Without save_lora the only LoRAs there are those that Cancel has left.
+            for file in (path, *([self._lora_path(step)] if self.spec.save_lora else [])):
+                with suppress(OSError):  # none, or open in another program: the next time
+                    file.unlink()
+
+    def _remove_partial_files(self) -> None:
+        """What a killed process was writing; a file of the last hour may be another's at work."""
+        for partial in self.folder.glob("*/.*.partial"):
+            with suppress(OSError):
+                if time.time() - partial.stat().st_mtime > 3600:
+                    partial.unlink()
 
 
 def _ends_epoch(run: TrainingRun, step: int, every: int) -> bool:

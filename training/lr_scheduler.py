@@ -114,8 +114,12 @@ class Schedule(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; where it was laid out for a shorter run, at the rate of the longer."""
+    def load_state_dict(self, state: dict[str, Any], taken: int) -> None:
+        """Go on from there; where it was laid out for a shorter run, at the rate of the longer.
+
+        Args:
+            taken: optimizer steps so far.
+        """
         ...
 
     def jump(self, step: int) -> None:
@@ -152,7 +156,12 @@ def build_lr_scheduler(
         schedule = transformers.get_scheduler(
             name, optimizer, warmup, max_train_steps, scheduler_specific_kwargs=arguments
         )
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except ZeroDivisionError as error:
+        raise AtelierError(
+            f"lr_scheduler {name}: min_lr is a rate, which means nothing where the learning rate "
+            "is 0. Give min_lr_rate instead, or a learning rate."
+        ) from error
+    except (ValueError, TypeError) as error:
         raise AtelierError(f"lr_scheduler {name}: {error}") from error
     if spec.lr_scheduler is LRSchedulerType.REDUCE_ON_PLATEAU:
         return _Plateau(optimizer, schedule, warmup)
@@ -184,11 +193,10 @@ class _Planned:
     def state_dict(self) -> dict[str, Any]:
         return {"planned": self.schedule.state_dict(), "horizon": self.horizon}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], taken: int) -> None:
         self.schedule.load_state_dict(state["planned"])
         if state["horizon"] != self.horizon:
-            held = self.schedule.last_epoch == state["horizon"] - 1  # not moved by its last step
-            self.jump(self.schedule.last_epoch + held)
+            self.jump(taken)
 
     def factor(self, step: int) -> float:
         return float(self.schedule.lr_lambdas[0](step))
@@ -232,28 +240,33 @@ class _Plateau:
         self.warmup = warmup
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.steps = 0
+        self.losses = 0
+        """How many the average has seen; fewer than the steps after a jump."""
         self.average = 0.0
         self._warm_up()
 
     def step(self, loss: float) -> None:
         self.steps += 1
+        self.losses += 1
         self.average = PLATEAU_AVERAGE * self.average + (1 - PLATEAU_AVERAGE) * loss
         if self.steps <= self.warmup:
             self._warm_up()
         else:
-            self.schedule.step(self.average / (1 - PLATEAU_AVERAGE**self.steps))
+            self.schedule.step(self.average / (1 - PLATEAU_AVERAGE**self.losses))
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "plateau": self.schedule.state_dict(),
             "steps": self.steps,
+            "losses": self.losses,
             "average": self.average,
             "rates": self.rates,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], taken: int) -> None:
         self.schedule.load_state_dict(state["plateau"])
         self.steps = state["steps"]
+        self.losses = state["losses"]
         self.average = state["average"]
         self.rates = state["rates"]
 

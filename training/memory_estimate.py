@@ -136,7 +136,7 @@ def _rehearse_or_say_why(
 ) -> Rehearsal | None:
     try:
         return _rehearse(run, network, batch, memory)
-    except RuntimeError as error:  # whatever a model does that needs numbers, or knows no shapes
+    except Exception as error:  # other people's code, which may need numbers or know no shapes
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         log.warning("The memory of this model's activations cannot be estimated: %s", reason)
         return None
@@ -154,7 +154,7 @@ def _rehearse(
     dtype = run.model.compute_dtype(run.spec.mixed_precision)
     latents = torch.empty(batch.size, *batch.example.image.latent.shape, device=SHAPES)
     sigmas = torch.ones(batch.size, device=SHAPES)
-    conditioning = [batch.example.conditioning] * batch.size
+    conditioning = _conditionings(run, batch)
     with run.model.rehearsing(network, dtype, memory) as predict:
         before = memory.live
         prediction = predict(latents, sigmas, conditioning, [batch.example.placement] * batch.size)
@@ -162,6 +162,15 @@ def _rehearse(
         activations = memory.live - before
         loss.backward()
     return Rehearsal(activations, memory.peak)
+
+
+def _conditionings(run: TrainingRun, batch: Batch) -> list[Conditioning]:
+    """One for each picture. Captions that are read anew at every step differ, for what is kept of
+    each counts."""
+    if not isinstance(batch.example.conditioning, str):
+        return [batch.example.conditioning] * batch.size
+    captions = sorted(run.data.conditioning, key=len, reverse=True)[: batch.size]
+    return [captions[i % len(captions)] for i in range(batch.size)]
 
 
 def _workspace(rehearsal: Rehearsal | None, adapters: int, step: int) -> int:

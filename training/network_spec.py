@@ -198,8 +198,12 @@ class NetworkSpec:
     def _check_existing(self) -> None:
         if self.existing is None:
             return
+        other = f'the existing LoRA "{self.existing.name}"'
         for widget in ("target_modules", "target_regex", "block_dims", "conv_dim", "rs_lora"):
-            self._require_default(widget, f'the existing LoRA "{self.existing.name}"')
+            self._require_default(widget, other)
+        if self.existing.text_encoder_keys and self.trains_text_encoders:
+            for widget in ("text_encoder_dim", "text_encoder_alpha"):
+                self._require_default(widget, f"the text encoders' part of {other}")
 
     def _require_default(self, widget: str, other: str, meant_for: str = "") -> None:
         """Refuse a value that would be silently ignored."""

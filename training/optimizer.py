@@ -117,6 +117,7 @@ def build_optimizer(network: Mapping[str, nn.Module], spec: OptimizerSpec) -> to
     constructor = spec.kind.load()
     arguments = _arguments(spec, constructor)
     groups = parameter_groups(network, spec)
+    arguments["lr"] = groups[0]["lr"]  # what schedules with a min_lr measure it against
     try:
         optimizer = constructor(groups, **arguments)
     except AtelierError:

@@ -19,9 +19,9 @@ def preflight(spec: TrainingSpec) -> list[str]:
         AtelierError: naming the widget, what is wrong and what to do.
     """
     check_optimizer(spec.optimizer)
-    check_lr_scheduler(
-        spec.lr_scheduler, spec.max_train_steps, spec.samples, spec.optimizer.unet_lr
-    )
+    unet = spec.network.trains_diffusion_model
+    rate = spec.optimizer.unet_lr if unet else spec.optimizer.text_encoder_lr
+    check_lr_scheduler(spec.lr_scheduler, spec.max_train_steps, spec.samples, rate)
     require(
         spec.optimizer.loraplus_lr_ratio == 1 or spec.network.algorithm.has_side_path,
         f"loraplus_lr_ratio is {spec.optimizer.loraplus_lr_ratio:g}, but algorithm "

@@ -136,9 +136,10 @@ class Ingredients:
         return all((self.model, self.clip, self.vae, self.dataset))
 
     def differences(self, other: Ingredients) -> list[str]:
-        """Names of what is not the same, for people."""
+        """Names of what is not the same, for people; what cannot be told is passed over."""
         mine, theirs = asdict(self), asdict(other)
-        return [name for name in mine if mine[name] != theirs[name]]
+        told = [name for name in mine if mine[name] and theirs[name]]
+        return [name for name in told if mine[name] != theirs[name]]
 
 
 @dataclass(frozen=True)
@@ -247,10 +248,12 @@ class TrainingState:
 def start(run: TrainingRun) -> TrainingState:
     """The run at step 0: adapters that change nothing yet, or those of the LoRA to continue."""
     network = run.new_network()
-    if run.spec.network.existing is None and any(a.needs_weights for a in network.values()):
+    targets = run.model.layers(run.spec.network)
+    fresh = [n for n, a in network.items() if a.needs_weights and targets[n].start is None]
+    if fresh:
         with run.model.frozen_layers() as layers:
-            for name, adapter in network.items():
-                adapter.begin(layers[name])
+            for name in fresh:
+                network[name].begin(layers[name])
     return TrainingState(run, 0, dict(network.state_dict()))
 
 

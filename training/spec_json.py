@@ -67,5 +67,10 @@ def _value(hint: Any, item: Any) -> Any:
     if is_dataclass(hint):
         return from_json(hint, item)
     if isinstance(hint, type) and issubclass(hint, Enum):
+        if item not in {member.value for member in hint}:
+            raise AtelierError(
+                f'The settings hold "{item}" for {hint.__name__}, which this version of LoRA '
+                "Atelier does not know. Update the pack."
+            )
         return hint(item)
     return hint(item) if hint in (int, float, str, bool) else item

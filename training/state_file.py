@@ -7,6 +7,7 @@ lies as JSON in the file's header, so that what a file holds can be read without
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
@@ -46,7 +47,7 @@ class StateHeader:
     is_end: bool
     """Written at the end of a node's work, not on the way."""
     validation_loss: float | None
-    """The last one that was measured."""
+    """Of this very step; None = it was not measured then."""
 
     def training_spec(self) -> TrainingSpec:
         """The settings it was trained with.
@@ -144,8 +145,14 @@ def _header(state: TrainingState, is_end: bool) -> StateHeader:
         dataset_name=run.dataset.name,
         samples=len(run.dataset.samples),
         is_end=is_end,
-        validation_loss=state.validations[-1].loss if state.validations else None,
+        validation_loss=_validation_loss(state),
     )
+
+
+def _validation_loss(state: TrainingState) -> float | None:
+    last = state.validations[-1] if state.validations else None
+    measured = last is not None and last.step == state.step and math.isfinite(last.loss)
+    return last.loss if last is not None and measured else None
 
 
 def read_network(path: Path) -> dict[str, Tensor]:

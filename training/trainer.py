@@ -32,6 +32,8 @@ class Trainer:
         self.accelerator = accelerator
         self.network = state.run.new_network()
         self.network.to(state.run.model.device)
+        self.is_torn = False
+        """True while weights and their bookkeeping change: an error then leaves half a step."""
         self.take(state)
 
     def go_back(self, state: TrainingState) -> None:
@@ -70,11 +72,19 @@ class Trainer:
             self.bare_optimizer, device_placement=False
         )
         if state.optimizer is not None:
-            for name, part in self._stateful().items():
-                if name in state.optimizer:
-                    part.load_state_dict(deepcopy(state.optimizer[name]))
-            if "lr_scheduler" not in state.optimizer:
-                self.scheduler.jump(self.step)
+            self._recall(deepcopy(dict(state.optimizer)))
+
+    def _recall(self, remembered: dict[str, Any]) -> None:
+        """What a state knows of optimizer, schedule and loss scaler; a branch may lack some."""
+        taken = sum(not record.skipped for record in self.history)
+        schedule = remembered.pop("lr_scheduler", None)
+        for name, part in self._stateful().items():
+            if name in remembered:
+                part.load_state_dict(remembered[name])
+        if schedule is None:
+            self.scheduler.jump(taken)
+        else:
+            self.scheduler.load_state_dict(schedule, taken)
 
     def train_step(self, predict: Predict, on_micro_step: Callable[[], None]) -> StepRecord:
         """One optimizer step over ``gradient_accumulation_steps`` micro-batches."""
@@ -102,6 +112,7 @@ class Trainer:
         finite = math.isfinite(record.loss) and math.isfinite(record.grad_norm)
         if finite or self.scales_losses:  # the scaler passes over what is not finite by itself
             stream = (self.run.spec.seed, "optimizer", record.step)
+            self.is_torn = True
             with global_stream(self.run.model.device, *stream):
                 self.optimizer.step()
         skipped = self.optimizer.step_was_skipped or not (finite or self.scales_losses)
@@ -114,6 +125,7 @@ class Trainer:
                 self.average.update(self.network, record.step)
         self.history.append(record)
         self.step = record.step
+        self.is_torn = False
         return record
 
     @property

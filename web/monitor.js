@@ -34,6 +34,13 @@ function findNode(path) {
   return graph?.getNodeById(last) ?? null;
 }
 
+function* allNodes(graph) {
+  for (const node of graph?._nodes ?? []) {
+    yield node;
+    if (node.subgraph) yield* allNodes(node.subgraph);
+  }
+}
+
 /** Node -> id of the newest run that was queued from it. */
 function newestRuns() {
   const found = new Map();
@@ -68,6 +75,11 @@ async function restore() {
   for (const [node, id] of newestRuns()) {
     const run = runs.get(id) ?? (await load(id));
     show(node, run);
+  }
+  // What a server that is gone has left behind would stand there as running.
+  for (const node of allNodes(root())) {
+    const run = panels.get(node)?.run;
+    if (run && !known.some(({ id }) => id === run.id)) show(node, null);
   }
 }
 

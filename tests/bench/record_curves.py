@@ -32,15 +32,15 @@ make_importable()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from curve_runs import CurveRun, curve_runs  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from curve_runs import CurveRun, curve_runs  # noqa: E402
 from in_memory import encoded_dataset  # noqa: E402
 from lora_atelier.training.batch_losses import batch_losses  # noqa: E402
 from lora_atelier.training.batches import Draw  # noqa: E402
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel  # noqa: E402
-from lora_atelier.training.loop import TrainingDiverged, train  # noqa: E402
+from lora_atelier.training.loop import train  # noqa: E402
 from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType  # noqa: E402
 from lora_atelier.training.network import NetworkSpec  # noqa: E402
 from lora_atelier.training.objective import ObjectiveSpec  # noqa: E402
@@ -52,6 +52,7 @@ from lora_atelier.training.run import (  # noqa: E402
     TrainingState,
     start,
 )
+from lora_atelier.training.watchman import TrainingDiverged  # noqa: E402
 from tiny_training import Parts, Recorder, encode, load_parts  # noqa: E402
 
 CURVES = ROOT / "tests" / "unit" / "curves.json.gz"

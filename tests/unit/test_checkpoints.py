@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -149,8 +150,75 @@ def test_starting_again_forgets_what_comes_later(run: TrainingRun, tmp_path: Pat
     files = Checkpoints(run, tmp_path, replace(NEVER, save_last_n=9))
     for step in (2, 4, 6):
         files.save(at(run, step))
-    files.forget(after=2)
-    assert steps(tmp_path) == [2]
+    assert files.start_again(after=2) == 2
+    assert steps(tmp_path) == [2, 4, 6], "until there is something in their place"
+    files.save(at(run, 4))
+    assert steps(tmp_path) == [2, 4]
+
+
+def test_what_was_just_saved_stays_though_later_states_are_there(
+    run: TrainingRun, tmp_path: Path
+) -> None:
+    """The last good state of a run that diverged lies before its last checkpoint."""
+    files = Checkpoints(run, tmp_path, NEVER)
+    files.save(at(run, 5))
+    files.save(at(run, 3))
+    assert steps(tmp_path) == [3, 5]
+    files.save(at(run, 4), goes_back=True)
+    assert steps(tmp_path) == [4]
+
+
+def test_states_of_a_longer_schedule_do_not_push_out_those_of_this_one(
+    run: TrainingRun, tmp_path: Path
+) -> None:
+    longer = replace(run, spec=replace(run.spec, max_train_steps=60))
+    Checkpoints(longer, tmp_path, NEVER).save(at(longer, 30))
+    files = Checkpoints(run, tmp_path, NEVER)
+    files.save(at(run, 2))
+    assert files.newest(0, 6).step == 2
+    assert steps(tmp_path) == [2, 30]
+
+
+def test_a_state_past_its_own_schedule_is_no_beginning_of_a_longer_one(
+    run: TrainingRun, tmp_path: Path
+) -> None:
+    Checkpoints(run, tmp_path, NEVER).save(at(run, 9), is_end=True)
+    longer = replace(run, spec=replace(run.spec, max_train_steps=60))
+    assert Checkpoints(longer, tmp_path, NEVER).newest(0, 60) is None
+
+
+def test_a_lora_that_cannot_be_written_does_not_keep_old_states(
+    run: TrainingRun, tmp_path: Path
+) -> None:
+    (tmp_path / "lora").write_text("in the way")
+    files = Checkpoints(run, tmp_path, replace(NEVER, save_lora=True))
+    for step in (1, 2, 3):
+        with pytest.raises(AtelierError):
+            files.save(at(run, step))
+    assert steps(tmp_path) == [3]
+
+
+def test_a_loss_of_another_step_does_not_make_a_state_the_best(
+    run: TrainingRun, tmp_path: Path
+) -> None:
+    files = Checkpoints(run, tmp_path, NEVER)
+    files.save(at(run, 1, 0.5))
+    stale = replace(at(run, 2), validations=(ValidationPoint(1, 0.1, 1.0, (), ()),))
+    files.save(stale)
+    assert files.is_best(at(run, 3, 0.4)) and not files.is_best(at(run, 3, 0.6))
+    files.save(at(run, 3, float("nan")))
+    files.save(at(run, 4, 0.6))
+    assert steps(tmp_path) == [1, 4]
+
+
+def test_what_a_killed_process_was_writing_is_removed(run: TrainingRun, tmp_path: Path) -> None:
+    old, young = tmp_path / "state" / ".a.partial", tmp_path / "state" / ".b.partial"
+    old.parent.mkdir()
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    Checkpoints(run, tmp_path, NEVER)
+    assert not old.exists() and young.exists()
 
 
 def test_an_extended_run_goes_on_at_the_rates_of_the_longer_one(

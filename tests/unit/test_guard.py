@@ -19,11 +19,12 @@ from lora_atelier.training.guard import (
     Guard,
     OnDivergence,
 )
-from lora_atelier.training.loop import MAX_ROLLBACKS, TrainingDiverged, train
+from lora_atelier.training.loop import train
 from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
 from lora_atelier.training.network import NetworkSpec
 from lora_atelier.training.optimizer import OptimizerSpec
 from lora_atelier.training.run import StepRecord, TrainingState, start
+from lora_atelier.training.watchman import MAX_ROLLBACKS, TrainingDiverged, Watchman
 
 Make = Callable[..., Any]
 CONSTANT = LRSchedulerSpec(LRSchedulerType.CONSTANT, 0.0)
@@ -165,6 +166,33 @@ def test_roll_back_goes_on_at_half_the_rate(
     assert [record.step for record in state.history] == list(range(1, 201))
     assert {record.learning_rate for record in state.history[:100]} == {1e-4}
     assert {record.learning_rate for record in state.history[100:]} == {5e-5}
+
+
+def test_from_the_very_beginning_each_try_is_at_half_the_rate_of_the_one_before(
+    make_run: Make, make_model: Make, make_listener: Make
+) -> None:
+    """There is no good state before step 50 but the first."""
+    poison = Poison(math.nan, range(11, 10_000))
+    listener = make_listener()
+    with pytest.raises(TrainingDiverged):
+        train(poisoned(make_run, make_model, poison, OnDivergence.ROLL_BACK), 60, listener)
+    assert [back.step for back, _ in listener.rolled_back] == [0, 0, 0]
+    first = {record.learning_rate for record, _ in listener.records[:10]}
+    assert first == {1e-4}
+    assert "at 0.125 of the learning rate" in listener.rolled_back[-1][1]
+
+
+def test_a_run_in_pieces_is_judged_as_one(
+    make_run: Make, make_model: Make, make_listener: Make
+) -> None:
+    """A piece that begins in the middle of trouble does not take that for a good state."""
+    poison = Poison(100.0, range(121, 10_000))
+    state = poisoned(make_run, make_model, poison, OnDivergence.STOP)
+    watchman, listener = Watchman(state, 200), make_listener()
+    with pytest.raises(TrainingDiverged, match="state of step 100 is kept"):
+        for _ in range(200):
+            state = train(state, 1, listener, watchman)
+    assert listener.interrupted[0].step == 100
 
 
 def test_what_cannot_be_saved_is_ended(

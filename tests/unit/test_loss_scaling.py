@@ -14,12 +14,13 @@ from torch import Tensor
 from lora_atelier.training import loop
 from lora_atelier.training.adapter_precision import AdapterPrecision
 from lora_atelier.training.guard import OVERFLOWS_IN_A_ROW, OnDivergence
-from lora_atelier.training.loop import TrainingDiverged, train
+from lora_atelier.training.loop import train
 from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
 from lora_atelier.training.network import NetworkSpec
 from lora_atelier.training.optimizer import OptimizerSpec
 from lora_atelier.training.precision import accelerating
 from lora_atelier.training.run import TrainingState, start
+from lora_atelier.training.watchman import TrainingDiverged
 
 Make = Callable[..., Any]
 CONSTANT = LRSchedulerSpec(LRSchedulerType.CONSTANT, 0.0)

@@ -187,7 +187,7 @@ def test_a_schedule_goes_on_from_its_state(kind: LRSchedulerType, cut: int) -> N
     begun = follow(schedule, stopped, LOSSES[:cut])
     later = optimizer()
     resumed = build_lr_scheduler(later, spec, 300, 300)
-    resumed.load_state_dict(schedule.state_dict())
+    resumed.load_state_dict(schedule.state_dict(), cut)
     later.load_state_dict(stopped.state_dict())
     assert begun + follow(resumed, later, LOSSES[cut:300]) == straight
 

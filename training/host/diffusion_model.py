@@ -143,8 +143,12 @@ class HostDiffusionModel:
         if self.text_encoder is not None:
             models.append(self.text_encoder.model)
         with ExitStack() as undo:
+            if self.text_encoder is not None:
+                clip = self.text_encoder.clip.patcher
+                undo.enter_context(_attribute(clip, "load_device", SHAPES))
             for model in models:
-                undo.enter_context(as_shapes(model))
+                with memory.uncounted():
+                    undo.enter_context(as_shapes(model))
                 undo.enter_context(blocks_run(model, fused))
             lend = lend_shapes(memory)
             undo.enter_context(self._differentiable(network, dtype, lend, SHAPES))
@@ -193,10 +197,13 @@ class HostDiffusionModel:
         brings it layer by layer.
         """
         mm.unload_all_models()
-        if self.text_encoder is not None:
-            self.text_encoder.load()
         needed = 0 if mm.is_device_cpu(self.device) else memory_required()
-        mm.load_models_gpu([self.patcher], memory_required=needed)
+        if self.text_encoder is None:
+            mm.load_models_gpu([self.patcher], memory_required=needed)
+        else:  # second and whole: where room is short, the diffusion model is the one to give way
+            room = needed + self.text_encoder.room_to_load()
+            mm.load_models_gpu([self.patcher], memory_required=room)
+            self.text_encoder.load()
 
     def _predict(
         self,
@@ -208,7 +215,10 @@ class HostDiffusionModel:
     ) -> Tensor:
         """Each sample under its own conditioning; samples are batched where their shapes agree."""
         if self.text_encoder is not None:
-            texts = {caption: self.text_encoder.encode(caption) for caption in set(conditioning)}
+            texts = {
+                caption: self.text_encoder.encode(caption)
+                for caption in dict.fromkeys(conditioning)
+            }
             conditioning = [texts[caption] for caption in conditioning]
         conds = [
             self._model_conds(self._told(c, placement), noisy_latents[i : i + 1])

@@ -25,6 +25,15 @@ SAMPLES = 256
 READ_WHOLE = 2 << 30
 """Bytes; models larger than this are told by samples."""
 
+SAMPLING_ONLY = (
+    *("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function"),
+    "disable_cfg1_optimization",
+)
+"""What nodes hang on a MODEL for its sampler; training never calls it."""
+
+CALLED_IN_TRAINING = ("callbacks", "hook_patches", "additional_models", "attachments")
+"""Where code of other nodes may lie that has no digest."""
+
 PROBE = "A photo, (of) 3 cats."
 """A text whose tokens show how a tokenizer cuts, pads and frames."""
 
@@ -83,7 +92,9 @@ def model_digest(patcher: Any) -> str | None:
     functions = patcher.model_options.get("transformer_options", {})
     if exchanged or _opaque(patcher, besides=("object_patches",)) or _holds_anything(functions):
         return None
-    if set(patcher.model_options) - {"transformer_options"}:
+    if set(patcher.model_options) - {"transformer_options", *SAMPLING_ONLY}:
+        return None
+    if any(_holds_anything(getattr(patcher, name, None)) for name in CALLED_IN_TRAINING):
         return None
     sampling = patcher.get_model_object("model_sampling")
     facts = (

@@ -44,9 +44,9 @@ class HostTextEncoder:
         )
         self.clip = clip.clone()
         self.clip.patcher.load_device = device
-        self.clip.load_model = lambda: (
-            self.clip.patcher
-        )  # loaded for the whole run, not per caption
+        # Loaded for the whole run, not for each caption. Newer hosts hand over the tokens.
+        self.clip.load_model = lambda *_, **__: self.clip.patcher
+        self._was_moved = device != clip.patcher.load_device
         self.model: nn.Module = clip.cond_stage_model
         self._layers = attention_and_mlp_layers(self.model)
         self._names = text_encoder_names(self.model, self._layers)
@@ -67,7 +67,13 @@ class HostTextEncoder:
         )
         starts = {}
         if spec.existing is not None and spec.existing.text_encoder_keys:
-            starts = existing_text_layers(self.model, spec.existing, chosen)
+            starts = existing_text_layers(self.model, spec.existing, self._layers)
+            others = sorted(self._names[path] for path in starts if path not in chosen)
+            require(
+                not others,
+                f'existing LoRA "{spec.existing.name}" also holds layers of other text encoders '
+                f"({', '.join(others[:2])}). Set text_encoders to all to continue it whole.",
+            )
             chosen = {path: name for path, name in chosen.items() if path in starts}
         return {
             name: TargetLayer(self._layers[path], path, start=starts.get(path))
@@ -78,9 +84,20 @@ class HostTextEncoder:
         """The layers by their names in the file."""
         return {n: FrozenLayer(self._layers[p], lend_weights) for p, n in self._names.items()}
 
+    def room_to_load(self) -> int:
+        """Bytes to leave free for :meth:`load`."""
+        return int(1.1 * self.clip.patcher.model_size()) + mm.minimum_inference_memory()
+
     def load(self) -> None:
         """Onto the device, whole: it looks for its tokens where its embedding lies."""
         mm.load_models_gpu([self.clip.patcher], force_full_load=True)
+
+    def _unload(self) -> None:
+        """From a device that is not its own in the graph, where the host would not look for it."""
+        for loaded in list(mm.current_loaded_models):
+            if loaded.model is self.clip.patcher:
+                loaded.model_unload()
+                mm.current_loaded_models.remove(loaded)
 
     @contextmanager
     def training(
@@ -94,6 +111,8 @@ class HostTextEncoder:
         are theirs; undo all of it at the end."""
         adapters = {p: network[name] for p, name in self._names.items() if name in network}
         with ExitStack() as undo:
+            if self._was_moved and device == self.clip.patcher.load_device:
+                undo.callback(self._unload)
             undo.enter_context(
                 training_context(
                     self.model,

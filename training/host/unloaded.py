@@ -16,6 +16,10 @@ from ..rehearsal import SHAPES
 from .lent_weights import copies_made
 
 
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""What every module has."""
+
+
 @contextmanager
 def as_shapes(model: nn.Module) -> Iterator[None]:
     """Put shapes in place of embeddings and buffers; afterwards all is as it was.
@@ -25,15 +29,16 @@ def as_shapes(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as undo:
         for module in model.modules():
-            undo.callback(_put_back, module, dict(vars(module)))
+            undo.callback(_put_back, module, dict(vars(module)), _contents(module))
             undo.enter_context(_replaced(module))
         try:
             yield
         finally:
-            for kind in {type(module) for module in model.modules()}:
+            for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
                 for method in vars(kind).values():
-                    if hasattr(method, "cache_clear"):
-                        method.cache_clear()
+                    cached = getattr(method, "__func__", method)  # inside a staticmethod
+                    if hasattr(cached, "cache_clear"):
+                        cached.cache_clear()
 
 
 def lend_shapes(memory: Allocations) -> Weights:
@@ -65,21 +70,30 @@ def _shapes(layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
     return like.new_empty(shape), None if layer.bias is None else like.new_empty(shape[0])
 
 
-def _put_back(module: nn.Module, attributes: dict) -> None:
+def _contents(module: nn.Module) -> list[tuple[dict | list, dict | list]]:
+    """(dict or list that a module keeps for itself, copy of what is in it)."""
+    own = {n: v for n, v in vars(module).items() if n not in _OF_TORCH}
+    return [(value, value.copy()) for value in own.values() if type(value) in (dict, list)]
+
+
+def _put_back(module: nn.Module, attributes: dict, contents: list) -> None:
     vars(module).clear()
     vars(module).update(attributes)
+    for kept, before in contents:
+        kept.clear()
+        kept.update(before) if isinstance(kept, dict) else kept.extend(before)
 
 
 @contextmanager
 def _replaced(module: nn.Module) -> Iterator[None]:
     parameters, buffers = dict(module._parameters), dict(module._buffers)
-    if isinstance(module, nn.Embedding):
-        weight = torch.empty_like(module.weight.data, device=SHAPES)
-        module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-    for name, buffer in buffers.items():
-        if buffer is not None:
-            module._buffers[name] = torch.empty_like(buffer, device=SHAPES)
     try:
+        if isinstance(module, nn.Embedding):
+            weight = torch.empty_like(module.weight.data, device=SHAPES)
+            module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        for name, buffer in buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device=SHAPES)
         yield
     finally:
         module._parameters.update(parameters)
