@@ -102,7 +102,7 @@ def _draw_losses(axes: Any, history: LossHistory) -> list[Any]:
 
 
 def _scale(axes: Any, raw: list[float], average: list[float], validation: list[float]) -> None:
-    """Room for all but the rarest losses; logarithmic where a straight scale would hide the line."""
+    """Room for all but the rarest losses; logarithmic where a straight one would hide the line."""
     known = [value for value in raw if math.isfinite(value)]
     if not known:
         return

@@ -1,8 +1,8 @@
 """What can be told of a noisy, falling series: how far it fell, and how much fall is left.
 
-The loss of a single step scatters by a factor of 2 to 10 with the noise level it drew, and evenly so
-in the logarithm; so logarithms are averaged over blocks of steps, and every figure comes with its
-standard error. All falls are differences of natural logarithms: 0.1 is about 10 %.
+The loss of a single step scatters by a factor of 2 to 10 with the noise level it drew, and evenly
+so in the logarithm; so logarithms are averaged over blocks of steps, and every figure comes with
+its standard error. All falls are differences of natural logarithms: 0.1 is about 10 %.
 
     y(t) = a + b · exp(−t / τ) + noise        t = 0 at the first step, 1 at the last
 

@@ -24,12 +24,14 @@ FEWEST_POINTS = 5
 """Validation losses that make a curve."""
 SURE = 3.0
 """Standard errors from which on a change is taken for real."""
+SURE_OF_POINTS = 1.0
+"""The same of validation losses, whose noise is the same each time: what scatters is the LoRA."""
 STILL_FALLING = 0.12
 """A fall still ahead, in as many steps again, that is worth the time (about 12 %)."""
 RISE = 0.25
 """A rise of the training loss that is no longer a wobble (about 28 %)."""
-OVERFIT = 0.015
-"""A rise of the validation loss above its lowest that counts (1.5 %)."""
+OVERFIT = 0.03
+"""A rise of the validation loss above its lowest stretch that counts (3 %)."""
 BROKEN = math.log(3.0)
 """A rise over the first losses after which the model is taken for broken (to three times)."""
 
@@ -92,21 +94,24 @@ def judge(history: LossHistory) -> Judgement:
 
 
 def _verdict(losses: Sequence[float], figures: Figures, validation: Points) -> Verdict:
-    if _broke(losses, figures):
+    if _broke(figures, validation):
         return Verdict.DIVERGING
     seen = len(validation) >= FEWEST_POINTS
     if figures.steps < FEWEST_STEPS and not seen:
         return Verdict.TOO_SHORT
     rise = figures.validation_rise
-    if seen and rise and rise.over(SURE) and rise.value > OVERFIT:
+    if seen and rise and rise.over(SURE_OF_POINTS) and rise.value > OVERFIT:
         return Verdict.OVERFITTING
     if not _fell(figures, validation if seen else ()):
         return Verdict.PLATEAU
     return Verdict.STILL_FALLING if figures.ahead.value > STILL_FALLING else Verdict.CONVERGED
 
 
-def _broke(losses: Sequence[float], figures: Figures) -> bool:
-    return figures.rise.over(SURE + 1) and figures.rise.value > RISE
+def _broke(figures: Figures, validation: Points) -> bool:
+    """The training loss rose far, or the held-out one far above that of the base model: more than
+    learning by heart ever does."""
+    worse_than_base = validation and math.log(validation[-1][1] / validation[0][1]) > RISE
+    return bool(worse_than_base) or (figures.rise.over(SURE + 1) and figures.rise.value > RISE)
 
 
 def _fell(figures: Figures, validation: Points) -> bool:
@@ -130,10 +135,13 @@ def _figures(losses: Sequence[float], validation: Points) -> Figures:
     n = len(third)
     error = spread * math.sqrt(12 / (n * (n * n - 1))) if n > 1 else math.inf
     rise, best = _validation_rise(validation)
+    ahead = decay.ahead
+    if len(validation) >= FEWEST_POINTS:  # under the same noise each time: far less scatter
+        ahead = fit_decay(np.log([loss for _, loss in validation])).ahead
     return Figures(
         steps=len(losses),
         fallen=decay.fallen,
-        ahead=decay.ahead,
+        ahead=ahead,
         last_third=Figure(slope * (n - 1), error * (n - 1)),
         last_third_z=mann_kendall(third),
         rise=_rise(y),
@@ -154,21 +162,23 @@ def _rise(y: np.ndarray) -> Figure:
 
 
 def _validation_rise(points: Points) -> tuple[Figure | None, int]:
+    """How far the mean of the last third of the points lies above the lowest mean of as many points
+    before them, and the step of the lowest point."""
     if len(points) < FEWEST_POINTS:
         return None, 0
-    logs = [math.log(loss) for _, loss in points]
-    place = int(np.argmin(logs))
-    tail = logs[place + 1 :][-3:]
-    if not tail:
-        return Figure(0.0, _point_noise(points)), points[place][0]
-    rise = float(np.mean(tail)) - logs[place]
-    return Figure(rise, _point_noise(points) * math.sqrt(1 + 1 / len(tail))), points[place][0]
+    logs = np.log([loss for _, loss in points])
+    best, count = points[int(np.argmin(logs))][0], max(len(logs) // 3, 2)
+    means = np.convolve(logs, np.ones(count) / count, "valid")
+    before = means[: len(logs) - 2 * count + 1]
+    error = _point_noise(points) * math.sqrt(2 / count)
+    return Figure(float(means[-1] - before.min()), error), best
 
 
 def _point_noise(points: Points) -> float:
-    """Scatter of single validation losses: from second differences, which a smooth curve lacks."""
+    """Scatter of single validation losses: from second differences, which a smooth curve lacks;
+    of the later half, for the first fall is no scatter."""
     logs = np.log([loss for _, loss in points])
-    second = np.diff(logs, 2)
+    second = np.diff(logs[min(len(logs) // 2, len(logs) - 4) :], 2)
     return float(np.median(np.abs(second))) / (0.6745 * math.sqrt(6)) if len(second) else math.inf
 
 

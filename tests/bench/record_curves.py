@@ -53,6 +53,7 @@ from lora_atelier.training.run import (  # noqa: E402
     start,
 )
 from lora_atelier.training.watchman import TrainingDiverged  # noqa: E402
+from recorded_curves import recorded_curves, table_of  # noqa: E402
 from tiny_training import Parts, Recorder, encode, load_parts  # noqa: E402
 
 CURVES = ROOT / "tests" / "unit" / "curves.json.gz"
@@ -214,9 +215,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="beginning of the names of the runs to make")
     parser.add_argument("--share", default="0/1", help="part i of n of the runs, for n processes")
     parser.add_argument("--pack", action="store_true", help="make curves.json.gz of what is there")
+    parser.add_argument("--tables", action="store_true", help="print those of docs/verdict.md")
     options = parser.parse_args()
     if options.pack:
         return pack(options.folder)
+    if options.tables:
+        for tuning in (False, True):
+            chosen = [c for c in recorded_curves() if c.held_back_for_tuning is tuning]
+            sys.stdout.write(f"{table_of(chosen)}\n\n")
+        return
     options.folder.mkdir(parents=True, exist_ok=True)
     studio = Studio(options.folder / "base.safetensors")
     part, parts = map(int, options.share.split("/"))
