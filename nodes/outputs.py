@@ -52,7 +52,7 @@ def runs_folder() -> Path:
 def states_in(root: Path) -> list[str]:
     """Training states below ``root``/atelier, by their paths there, the newest first."""
     folder = root / "atelier"
-    files = [*folder.glob("states/**/*.safetensors"), *folder.glob("runs/*/state/*.safetensors")]
+    files = [*folder.glob("saved/**/*.safetensors"), *folder.glob("runs/*/state/*.safetensors")]
     times = {}
     for file in files:
         with suppress(OSError):  # deleted meanwhile by a run that goes on

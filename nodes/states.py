@@ -46,7 +46,7 @@ class SaveTrainingState(io.ComfyNode):
                 ),
                 io.String.Input(
                     "filename_prefix",
-                    default="atelier/states/my_run",
+                    default="atelier/saved/run",
                     tooltip=(
                         "Name of the file below ComfyUI's output folder; a number is added so that "
                         "nothing is overwritten. Load Training State lists what lies below "

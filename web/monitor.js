@@ -132,6 +132,8 @@ app.registerExtension({
     });
     widget.serialize = false; // in a saved graph it would stand among the values
     widget.monitor = panel;
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
     panel.element.addEventListener("wheel", (event) => app.canvas?.processMouseWheel?.(event));
   },
 });

@@ -138,6 +138,8 @@ def test_the_nodes_speak_chinese(chinese: Frontend) -> None:
         texts = told[node["type"]]
         assert node["title"] == texts["display_name"]
         for name, label in [*node["widgets"], *node["inputs"]]:
+            if name == "atelier_monitor":  # speaks in its own panel
+                continue
             assert label == texts["inputs"][name]["name"], f"{node['type']}.{name}"
         outputs = [text["name"] for text in texts["outputs"].values()]
         assert node["outputs"] == outputs, node["type"]

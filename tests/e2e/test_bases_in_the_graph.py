@@ -48,8 +48,9 @@ def test_an_exception_in_step_three_keeps_the_lora_and_leaves_the_base_as_it_was
     assert result.status == "error"
     assert result.errors[0].node_id == TRAIN
     assert "the lens cap is on" in result.errors[0].exception_message
-    saved = server.base / "output" / "atelier" / FOLDER / "lora"
-    assert [file.name for file in saved.iterdir()] == [f"{FOLDER}-step000002_00001_.safetensors"]
+    runs = server.base / "output" / "atelier" / "runs"
+    (saved,) = runs.glob(f"{FOLDER}-*/lora/*.safetensors")
+    assert saved.stem.endswith("-step00000002")
     after = server.queue({**loader, **picture("calm", LOADER, end=9999)}).check()
     assert LOADER in after.cached and "calm-ks" not in after.cached
     assert np.array_equal(latent(server, after, "calm"), latent(server, before, "calm"))

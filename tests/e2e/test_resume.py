@@ -215,18 +215,18 @@ def test_a_state_is_saved_loaded_and_gone_on_from(server: HostServer) -> None:
         piece("direct", "first", 4, resume="start_again"),
         {
             "state": node(
-                "AtelierSaveState", state=["first", 0], filename_prefix="atelier/states/five"
+                "AtelierSaveState", state=["first", 0], filename_prefix="atelier/saved/five"
             )
         },
     )
     server.queue(saving).check()
-    (path,) = (server.base / "output/atelier/states").glob("five*")
+    (path,) = (server.base / "output/atelier/saved").glob("five*")
     load = {
         LOADER: saving[LOADER],
         DATASET: saving[DATASET],
         "load": node(
             "AtelierLoadState",
-            file=f"states/{path.name}",
+            file=f"saved/{path.name}",
             model=[LOADER, 0],
             clip=[LOADER, 1],
             vae=[LOADER, 2],

@@ -55,7 +55,7 @@ STEPS_ROWS = {
 }
 
 OFTEN = {"save_every_n_steps": 1}
-DIVERGING = {**HELD_OUT, OPTIMIZER: {"unet_lr": 0.3}}
+DIVERGING = {**HELD_OUT, OPTIMIZER: {"unet_lr": 0.3}, TRAIN: {"validate_every_n_steps": 1}}
 CHECKPOINT_ROWS = {
     "save_every_n_steps": Row(1, "files"),
     "save_every_n_epochs": Row(1, "files", elsewhere={TRAIN: {"gradient_accumulation_steps": 5}}),
@@ -182,12 +182,11 @@ def test_a_state_lies_where_it_was_saved_and_comes_back_from_there(bench: Bench)
     for seed in (0, 1):
         bench.runs.clear()
         bench.run({TRAIN: {"seed": seed, "resume": "start_again"}})
-        prefix = f"atelier/states/seed{seed}"
+        prefix = f"atelier/saved/seed{seed}"
         call(SAVE_STATE, {"filename_prefix": prefix}, state=bench.state)
         assert (output_folder() / f"{prefix}_00001_.safetensors").is_file()
     first, other = (
-        bench.run({LOAD_STATE: {"file": f"states/seed{seed}_00001_.safetensors"}})
-        for seed in (0, 1)
+        bench.run({LOAD_STATE: {"file": f"saved/seed{seed}_00001_.safetensors"}}) for seed in (0, 1)
     )
     assert len(first.losses) == len(other.losses) == 4  # two more than were saved
     assert differ(first.losses[:2], other.losses[:2]) and differ(first.weights, other.weights)

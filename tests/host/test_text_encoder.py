@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.hooks
+import comfy.model_management as mm
 import comfy.sd
 import comfy.sdxl_clip
 import comfy.text_encoders.flux
@@ -60,6 +61,15 @@ def run_of(parts: Parts, network: NetworkSpec, **changes: Any) -> TrainingRun:
     latents = [normal(1000 + i, *LATENT) for i in range(len(CAPTIONS))]
     data = encoded_dataset(latents, {caption: caption for caption in CAPTIONS})
     return TrainingRun(quick_spec(network=network, **changes), data, models(parts))
+
+
+def plain(parts: Parts) -> HostDiffusionModel:
+    return HostDiffusionModel(parts.model)
+
+
+def plain_data(parts: Parts) -> Any:
+    latents = [normal(1000 + i, *LATENT) for i in range(len(CAPTIONS))]
+    return encoded_dataset(latents, encode(parts.clip, CAPTIONS))
 
 
 def trained(run: TrainingRun, steps: int = 3) -> TrainingState:
@@ -226,6 +236,41 @@ def test_a_lora_is_continued_in_the_text_encoder_too(parts: Parts) -> None:
     assert all(torch.equal(begun[k], v) for k, v in first.network.items())
     text = describe_network(models(parts).layers(spec), spec)
     assert "72 in text encoders, rank 2" in text and "not continued" not in text
+
+
+def test_a_continued_dora_begins_its_new_text_layers_as_the_base_is(parts: Parts) -> None:
+    """The file knows the diffusion model alone; lengths of 1 would make another text encoder."""
+    unet_only = NetworkSpec(2, 2.0, Algorithm.DORA)
+    first = trained(TrainingRun(quick_spec(network=unet_only), plain_data(parts), plain(parts)))
+    spec = NetworkSpec(
+        2,
+        2.0,
+        Algorithm.DORA,
+        existing=ExistingLora(first.network, "first"),
+        text_encoders=TextEncoders.CLIP,
+    )
+    with torch.inference_mode():
+        state = start(run_of(parts, spec))
+    network = state.run.new_network()
+    network.load_state_dict(state.network)
+    embedding, _ = live(models(parts), network, "a red fox")
+    expected = encode(parts.clip, ["a red fox"])["a red fox"][0]
+    assert (embedding - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_both_models_are_loaded_and_patched_while_they_train(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is short, it is the diffusion model that gives way."""
+    with torch.inference_mode():
+        lora = worked_network(models(parts), ALONE).state_dict()
+        clip = apply_lora(parts.model, parts.clip, lora)[1]
+    model = HostDiffusionModel(parts.model, text_encoder=HostTextEncoder(clip, CPU))
+    monkeypatch.setattr(mm, "get_free_memory", lambda *_, **__: 0.3 * 2**30)
+    with torch.inference_mode(False), model.training({}, torch.float32):
+        loaded = [type(entry.model.model).__name__ for entry in mm.current_loaded_models]
+        assert "SD1ClipModel" in loaded
+        assert model.text_encoder.clip.patcher.backup, "the LoRA on the CLIP is in its weights"
 
 
 @pytest.mark.parametrize(

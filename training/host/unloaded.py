@@ -15,7 +15,6 @@ from ..frozen import Weights
 from ..rehearsal import SHAPES
 from .lent_weights import copies_made
 
-
 _OF_TORCH = frozenset(vars(nn.Module()))
 """What every module has."""
 
