@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.checkpoints import CheckpointSpec, OnSaveError
 from ..training.errors import needed_package
-from ..training.lora_file import SavePrecision
+from ..training.results.lora_file import SavePrecision
+from ..training.runs.checkpoints import CheckpointSpec, OnSaveError
 from .checks import choice, verdict
 from .wires import AtelierCheckpoints
 

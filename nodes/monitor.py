@@ -11,8 +11,8 @@ import torch
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..training.run import StepRecord
-from ..training.validation import ValidationPoint
+from ..training.runs.run import StepRecord
+from ..training.runs.validation import ValidationPoint
 from .run_monitor import RunMonitor, Status, has_cuda
 
 EVENT = "atelier.run"

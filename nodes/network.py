@@ -12,9 +12,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..training.errors import AtelierError, require
-from ..training.existing_lora import ExistingLora
-from ..training.network_presets import SIZES, Preset
-from ..training.network_spec import (
+from ..training.network.existing_lora import ExistingLora
+from ..training.network.presets import SIZES, Preset
+from ..training.network.spec import (
     DEFAULT_ALPHA,
     DEFAULT_DIM,
     MAX_DROPOUT,
@@ -23,7 +23,7 @@ from ..training.network_spec import (
     NetworkSpec,
     parse_block_dims,
 )
-from ..training.targets import TargetModules, TextEncoders
+from ..training.network.targets import TargetModules, TextEncoders
 from .checks import choice, verdict
 from .progress import show_text
 from .wires import AtelierNetwork

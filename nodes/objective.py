@@ -6,12 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..training.loss_types import HuberSchedule, LossSpec, LossType
-from ..training.noise import NoiseSpec
-from ..training.objective import ObjectiveSpec, PriorSpec
-from ..training.objective_chart import draw_objective
-from ..training.timesteps import TimestepSampling, TimestepSpec
-from ..training.weighting import Weighting
+from ..training.objective.chart import draw_objective
+from ..training.objective.loss_types import HuberSchedule, LossSpec, LossType
+from ..training.objective.noise import NoiseSpec
+from ..training.objective.objective import ObjectiveSpec, PriorSpec
+from ..training.objective.timesteps import TimestepSampling, TimestepSpec
+from ..training.objective.weighting import Weighting
 from .checks import choice, verdict
 from .wires import AtelierObjective
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.optimizer import OptimizerSpec, OptimizerType, check_optimizer
 from ..training.optimizers.advice import lr_advice
+from ..training.optimizers.optimizer import OptimizerSpec, OptimizerType, check_optimizer
 from .checks import choice, verdict
 from .progress import show_text
 from .wires import AtelierOptimizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..training.errors import require
-from ..training.preview_spec import STEP_LIMIT, PreviewSpec, parse_prompts, parse_seeds
+from ..training.results.preview_spec import STEP_LIMIT, PreviewSpec, parse_prompts, parse_seeds
 from .checks import verdict
 from .wires import AtelierPreview
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..training.contact_sheet import ContactSheet
 from ..training.errors import AtelierError
 from ..training.files import write_whole
-from ..training.lora_file import trained_lora
-from ..training.preview_files import BASE, PreviewFile, save_preview, saved_previews
-from ..training.preview_spec import PreviewSpec
-from ..training.run import TrainingState
+from ..training.results.contact_sheet import ContactSheet
+from ..training.results.lora_file import trained_lora
+from ..training.results.preview_files import BASE, PreviewFile, save_preview, saved_previews
+from ..training.results.preview_spec import PreviewSpec
+from ..training.runs.run import TrainingState
 from .outputs import output_folder
 
 SHEET = "previews.png"

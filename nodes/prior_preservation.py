@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..training.objective import ObjectiveSpec, PriorSpec, PriorTarget
+from ..training.objective.objective import ObjectiveSpec, PriorSpec, PriorTarget
 from .checks import choice, verdict
 from .wires import AtelierObjective
 

@@ -6,7 +6,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..training.host.progress import HostProgress
-from ..training.run import StepRecord
+from ..training.runs.run import StepRecord
 from .run_monitor import RunMonitor
 
 

@@ -9,11 +9,11 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..training.files import write_whole
-from ..training.lora_file import SavePrecision, save_lora
-from ..training.loss_chart import draw_loss_chart
-from ..training.loss_history import read_loss_map
-from ..training.verdict import judge
-from ..training.verdict_text import explain, headline
+from ..training.results.lora_file import SavePrecision, save_lora
+from ..training.results.loss_chart import draw_loss_chart
+from ..training.results.loss_history import read_loss_map
+from ..training.results.verdict import judge
+from ..training.results.verdict_text import explain, headline
 from .checks import verdict
 from .outputs import loras_folder, new_file, output_folder, shown
 from .progress import show_text

@@ -13,19 +13,19 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ..training.checkpoints import Checkpoints, CheckpointSpec, OnSaveError
 from ..training.dataset.summary import left_out
 from ..training.errors import AtelierError
-from ..training.history_file import RunLog
-from ..training.listener import Listener
-from ..training.loop import train
-from ..training.lora_file import SavePrecision, save_lora, trained_lora
-from ..training.loss_chart import smoothed
-from ..training.loss_history import loss_map
-from ..training.preview_spec import PreviewSpec, due
-from ..training.run import StepRecord, TrainingRun, TrainingState
-from ..training.validation import ValidationPoint
-from ..training.watchman import Watchman
+from ..training.results.lora_file import SavePrecision, save_lora, trained_lora
+from ..training.results.loss_chart import smoothed
+from ..training.results.loss_history import loss_map
+from ..training.results.preview_spec import PreviewSpec, due
+from ..training.runs.checkpoints import Checkpoints, CheckpointSpec, OnSaveError
+from ..training.runs.history_file import RunLog
+from ..training.runs.listener import Listener
+from ..training.runs.loop import train
+from ..training.runs.run import StepRecord, TrainingRun, TrainingState
+from ..training.runs.validation import ValidationPoint
+from ..training.runs.watchman import Watchman
 from .outputs import runs_folder, safe_name, shown
 from .previews import PreviewGallery
 from .progress import StepReporter, duration, show_text

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ..training.decimation import DecimatedHistory, rounded
-from ..training.loss_chart import EMA_DECAY
-from ..training.run import StepRecord
-from ..training.validation import ValidationPoint
+from ..training.results.decimation import DecimatedHistory, rounded
+from ..training.results.loss_chart import EMA_DECAY
+from ..training.runs.run import StepRecord
+from ..training.runs.validation import ValidationPoint
 
 MIN_SECONDS_BETWEEN_EVENTS = 0.2
 SERIES = ("loss", "learning_rate", "grad_norm")
@@ -217,7 +217,7 @@ class RunMonitor:
 
     def _note(self, record: StepRecord) -> None:
         values = {name: float(getattr(record, name)) for name in SERIES}
-        if rounded(values["loss"]) is not None:  # as in training.loss_chart.smoothed
+        if rounded(values["loss"]) is not None:  # as in training.results.loss_chart.smoothed
             self._average = EMA_DECAY * self._average + (1 - EMA_DECAY) * values["loss"]
             self._weight = EMA_DECAY * self._weight + (1 - EMA_DECAY)
         values["smoothed"] = self._average / self._weight if self._weight else float("nan")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..training.lr_chart import draw_lr_chart, lr_curve
-from ..training.lr_scheduler import LRSchedulerSpec, LRSchedulerType, WarmupType
+from ..training.optimizers.lr_chart import draw_lr_chart, lr_curve
+from ..training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType, WarmupType
 from .checks import choice, verdict
 from .wires import AtelierScheduler
 

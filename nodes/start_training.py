@@ -8,8 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training.dataset.samples import ImageDataset
-from ..training.preflight import preflight
-from ..training.run import TrainingSpec, TrainingState
+from ..training.runs.preflight import preflight
+from ..training.runs.run import TrainingSpec, TrainingState
 from .checks import verdict
 from .outputs import cache_folder
 from .progress import show_text

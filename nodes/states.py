@@ -12,10 +12,16 @@ from comfy_api.latest import io
 from ..training.cache import digest_of
 from ..training.dataset.samples import ImageDataset
 from ..training.errors import AtelierError, require
-from ..training.existing_lora import ExistingLora
-from ..training.preflight import preflight
-from ..training.run import TrainingState
-from ..training.state_file import StateHeader, load_state, read_header, read_network, save_state
+from ..training.network.existing_lora import ExistingLora
+from ..training.runs.preflight import preflight
+from ..training.runs.run import TrainingState
+from ..training.runs.state_file import (
+    StateHeader,
+    load_state,
+    read_header,
+    read_network,
+    save_state,
+)
 from .checks import verdict
 from .outputs import cache_folder, new_file, output_folder, shown, states_in
 from .progress import show_text

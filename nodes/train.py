@@ -8,10 +8,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.checkpoints import CheckpointSpec
 from ..training.dataset.samples import ImageDataset
-from ..training.preview_spec import PreviewSpec
-from ..training.run import TrainingSpec
+from ..training.results.preview_spec import PreviewSpec
+from ..training.runs.checkpoints import CheckpointSpec
+from ..training.runs.run import TrainingSpec
 from .checks import choice, verdict
 from .monitor import watched
 from .progress import show_text

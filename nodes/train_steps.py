@@ -8,14 +8,14 @@ from enum import Enum
 
 from comfy_api.latest import io
 
-from ..training.branch import branch
-from ..training.checkpoints import CheckpointSpec
 from ..training.errors import require_number
-from ..training.lr_scheduler import LRSchedulerSpec
-from ..training.optimizer import OptimizerSpec
-from ..training.preflight import preflight
-from ..training.preview_spec import PreviewSpec
-from ..training.run import TrainingRun, TrainingState
+from ..training.optimizers.lr_scheduler import LRSchedulerSpec
+from ..training.optimizers.optimizer import OptimizerSpec
+from ..training.results.preview_spec import PreviewSpec
+from ..training.runs.branch import branch
+from ..training.runs.checkpoints import CheckpointSpec
+from ..training.runs.preflight import preflight
+from ..training.runs.run import TrainingRun, TrainingState
 from .checks import choice, verdict
 from .monitor import watched
 from .progress import show_text

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..training.adapter_precision import AdapterPrecision
-from ..training.guard import OnDivergence
-from ..training.lr_scheduler import LRSchedulerSpec
-from ..training.network import NetworkSpec
-from ..training.objective import ObjectiveSpec
-from ..training.optimizer import OptimizerSpec
-from ..training.precision import MixedPrecision
-from ..training.run import TrainingSpec
+from ..training.base_model.precision import MixedPrecision
+from ..training.network.build import NetworkSpec
+from ..training.objective.objective import ObjectiveSpec
+from ..training.optimizers.lr_scheduler import LRSchedulerSpec
+from ..training.optimizers.optimizer import OptimizerSpec
+from ..training.runs.adapter_precision import AdapterPrecision
+from ..training.runs.guard import OnDivergence
+from ..training.runs.run import TrainingSpec
 from .checks import choice
 from .run_in_graph import Resume
 from .wires import (

@@ -13,7 +13,7 @@ import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from lora_atelier.training.examples import Conditioning
+from lora_atelier.training.runs.examples import Conditioning
 from tiny_training import normal
 
 UNET = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_atelier.training.dataset.fit import FitOptions, Placement, Variant
 from lora_atelier.training.dataset.pictures import ImageFile
 from lora_atelier.training.dataset.samples import ImageDataset, Sample
-from lora_atelier.training.examples import EncodedDataset, EncodedImage, View
+from lora_atelier.training.runs.examples import EncodedDataset, EncodedImage, View
 
 FIT = FitOptions(resolutions=(64,))
 PLACEMENT = Placement((64, 64), (64, 64), (0, 0), (64, 64))

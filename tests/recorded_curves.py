@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_atelier.training.loss_history import LossHistory
-from lora_atelier.training.verdict import Verdict, judge
+from lora_atelier.training.results.loss_history import LossHistory
+from lora_atelier.training.results.verdict import Verdict, judge
 
 CURVES = Path(__file__).resolve().parent / "unit" / "curves.json.gz"
 BEGINNING = 0.4

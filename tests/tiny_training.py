@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from in_memory import encoded_dataset
 from lora_atelier.nodes.monitor import RunMonitor, watched
 from lora_atelier.nodes.run_in_graph import RunOptions, train_in_graph
-from lora_atelier.training.adapters.dora import DoRA
-from lora_atelier.training.batch_losses import batch_losses
+from lora_atelier.training.base_model.precision import MixedPrecision
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from lora_atelier.training.host.encoders import encode_captions
-from lora_atelier.training.listener import Listener
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.network import NetworkSpec, build_network
-from lora_atelier.training.optimizer import OptimizerSpec
-from lora_atelier.training.precision import MixedPrecision
-from lora_atelier.training.run import (
+from lora_atelier.training.network.adapters.dora import DoRA
+from lora_atelier.training.network.build import NetworkSpec, build_network
+from lora_atelier.training.objective.batch_losses import batch_losses
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.runs.listener import Listener
+from lora_atelier.training.runs.run import (
     Predict,
     StepRecord,
     TrainingRun,

@@ -1,5 +1,5 @@
 // Shows a preset's rank and alpha in the widgets of LoRA Network. What counts is the preset itself
-// (training/network_presets.py holds the same numbers), so a number edited by hand makes it custom.
+// (training/network/presets.py holds the same numbers), so a number edited by hand makes it custom.
 
 import { app } from "../../scripts/app.js";
 

@@ -23,11 +23,11 @@ from comfy_modules import make_importable
 make_importable()
 
 from in_memory import PLACEMENT  # noqa: E402
-from lora_atelier.training.allocations import Allocations  # noqa: E402
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel  # noqa: E402
-from lora_atelier.training.listener import Listener  # noqa: E402
-from lora_atelier.training.loop import train  # noqa: E402
-from lora_atelier.training.network_spec import NetworkSpec  # noqa: E402
+from lora_atelier.training.memory.allocations import Allocations  # noqa: E402
+from lora_atelier.training.network.spec import NetworkSpec  # noqa: E402
+from lora_atelier.training.runs.listener import Listener  # noqa: E402
+from lora_atelier.training.runs.loop import train  # noqa: E402
 from tiny_training import (  # noqa: E402
     CAPTIONS,
     encode,
@@ -72,7 +72,7 @@ def test_a_step_against_a_forward_pass(batch_size: int, tiny_checkpoint: Path) -
     def forward() -> None:
         base.apply_model(x, sigma, c_crossattn=context)
 
-    from lora_atelier.training.run import start
+    from lora_atelier.training.runs.run import start
 
     clock = _Clock(forward)
     train(start(run), ROUNDS + 2, clock)

@@ -37,22 +37,22 @@ from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from in_memory import encoded_dataset  # noqa: E402
-from lora_atelier.training.batch_losses import batch_losses  # noqa: E402
-from lora_atelier.training.batches import Draw  # noqa: E402
+from lora_atelier.training.base_model.precision import MixedPrecision  # noqa: E402
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel  # noqa: E402
-from lora_atelier.training.loop import train  # noqa: E402
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType  # noqa: E402
-from lora_atelier.training.network import NetworkSpec  # noqa: E402
-from lora_atelier.training.objective import ObjectiveSpec  # noqa: E402
-from lora_atelier.training.optimizer import OptimizerSpec  # noqa: E402
-from lora_atelier.training.precision import MixedPrecision  # noqa: E402
-from lora_atelier.training.run import (  # noqa: E402
+from lora_atelier.training.network.build import NetworkSpec  # noqa: E402
+from lora_atelier.training.objective.batch_losses import batch_losses  # noqa: E402
+from lora_atelier.training.objective.objective import ObjectiveSpec  # noqa: E402
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType  # noqa: E402
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec  # noqa: E402
+from lora_atelier.training.runs.batches import Draw  # noqa: E402
+from lora_atelier.training.runs.loop import train  # noqa: E402
+from lora_atelier.training.runs.run import (  # noqa: E402
     TrainingRun,
     TrainingSpec,
     TrainingState,
     start,
 )
-from lora_atelier.training.watchman import TrainingDiverged  # noqa: E402
+from lora_atelier.training.runs.watchman import TrainingDiverged  # noqa: E402
 from recorded_curves import recorded_curves, table_of  # noqa: E402
 from tiny_training import Parts, Recorder, encode, load_parts  # noqa: E402
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from frontend import Frontend
-from lora_atelier.training.network_presets import SIZES, Preset
+from lora_atelier.training.network.presets import SIZES, Preset
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

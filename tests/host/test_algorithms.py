@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from in_memory import PLACEMENT
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.existing_lora import ExistingLora
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from lora_atelier.training.host.session import describe
-from lora_atelier.training.lora_file import SavePrecision, save_lora
-from lora_atelier.training.network import Algorithm, NetworkSpec, build_network
-from lora_atelier.training.run import start
-from lora_atelier.training.targets import TargetModules
+from lora_atelier.training.network.build import Algorithm, NetworkSpec, build_network
+from lora_atelier.training.network.existing_lora import ExistingLora
+from lora_atelier.training.network.targets import TargetModules
+from lora_atelier.training.results.lora_file import SavePrecision, save_lora
+from lora_atelier.training.runs.run import start
 from tiny_training import (
     CAPTIONS,
     Parts,

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from in_memory import PLACEMENT
+from lora_atelier.training.base_model.precision import MixedPrecision
 from lora_atelier.training.host.result import apply_lora
-from lora_atelier.training.loop import train
-from lora_atelier.training.lora_file import trained_lora
-from lora_atelier.training.precision import MixedPrecision
-from lora_atelier.training.run import TrainingState, start
+from lora_atelier.training.results.lora_file import trained_lora
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingState, start
 from tiny_training import (
     CAPTIONS,
     Parts,

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from in_memory import PLACEMENT
-from lora_atelier.training.batch_losses import batch_losses
-from lora_atelier.training.batches import Draw
-from lora_atelier.training.loop import train
-from lora_atelier.training.optimizer import OptimizerSpec
-from lora_atelier.training.run import TrainingState, start
+from lora_atelier.training.objective.batch_losses import batch_losses
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.runs.batches import Draw
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingState, start
 from tiny_training import (
     CAPTIONS,
     LATENT,

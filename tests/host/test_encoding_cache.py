@@ -22,10 +22,10 @@ from lora_atelier.training.dataset.fit import Crop, FitOptions, Variant
 from lora_atelier.training.dataset.folder import FolderOptions, load_folder
 from lora_atelier.training.dataset.samples import ImageDataset
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.examples import View, captions, views
 from lora_atelier.training.host.session import start_run
-from lora_atelier.training.loop import train
-from lora_atelier.training.run import TrainingState
+from lora_atelier.training.runs.examples import View, captions, views
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingState
 from tiny_training import Parts, Recorder, load_parts, quick_spec
 
 PICTURES = Path(__file__).resolve().parents[2] / "demo" / "images" / "glossy" / "train"

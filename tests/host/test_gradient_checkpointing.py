@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 from families import FAMILIES, Family
 from in_memory import PLACEMENT
-from lora_atelier.training.allocations import Allocations
-from lora_atelier.training.batch_losses import loss_terms
-from lora_atelier.training.blocks import blocks_run, repeated_blocks
+from lora_atelier.training.base_model.blocks import blocks_run, repeated_blocks
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from lora_atelier.training.host.session import trained_models
 from lora_atelier.training.host.text_encoder import HostTextEncoder
-from lora_atelier.training.loop import train
-from lora_atelier.training.lora_file import lora_metadata
-from lora_atelier.training.network_spec import Algorithm, NetworkSpec
-from lora_atelier.training.objective import ObjectiveSpec, PriorSpec
+from lora_atelier.training.memory.allocations import Allocations
+from lora_atelier.training.network.spec import Algorithm, NetworkSpec
+from lora_atelier.training.network.targets import TargetModules, TextEncoders
+from lora_atelier.training.objective.batch_losses import loss_terms
+from lora_atelier.training.objective.objective import ObjectiveSpec, PriorSpec
 from lora_atelier.training.random_streams import global_stream
-from lora_atelier.training.run import TrainingRun, start
-from lora_atelier.training.targets import TargetModules, TextEncoders
+from lora_atelier.training.results.lora_file import lora_metadata
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingRun, start
 from tiny_training import (
     CAPTIONS,
     Parts,

@@ -22,7 +22,7 @@ from lora_atelier.nodes.outputs import output_folder
 from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.folder import FolderOptions, load_folder
 from lora_atelier.training.host.session import start_run
-from lora_atelier.training.run import TrainingState, start
+from lora_atelier.training.runs.run import TrainingState, start
 from tiny_training import (
     CAPTIONS,
     Parts,

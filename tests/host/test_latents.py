@@ -33,8 +33,8 @@ from lora_atelier.training.dataset.pictures import (
 )
 from lora_atelier.training.dataset.samples import ImageDataset, Mask, Role, Sample
 from lora_atelier.training.errors import AtelierError, FileChanged
-from lora_atelier.training.examples import View, views
 from lora_atelier.training.host.latents import CachedImages, cached_images
+from lora_atelier.training.runs.examples import View, views
 from tiny_training import Parts, load_parts
 
 FIT = FitOptions((64,))

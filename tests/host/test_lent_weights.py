@@ -11,10 +11,10 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from four_bit import BareNF4, nf4
-from lora_atelier.training.adapters.base import weight_shape
+from lora_atelier.training.base_model.frozen import FrozenLayer, is_linear
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.frozen import FrozenLayer, is_linear
 from lora_atelier.training.host.lent_weights import lend_weights
+from lora_atelier.training.network.adapters.base import weight_shape
 from tiny_training import normal
 
 OUT, IN = 16, 64

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from in_memory import PLACEMENT
-from lora_atelier.training.lora_file import SavePrecision, save_lora
-from lora_atelier.training.network import NetworkSpec
+from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.results.lora_file import SavePrecision, save_lora
 from tiny_training import (
     CAPTIONS,
     Parts,

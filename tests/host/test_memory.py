@@ -18,21 +18,21 @@ from families import FAMILIES
 from four_bit import BareNF4, store_in_nf4
 from in_memory import encoded_dataset
 from lora_atelier.nodes.start_training import begin
-from lora_atelier.training.adapter_precision import AdapterPrecision
-from lora_atelier.training.allocations import Allocations
 from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.folder import FolderOptions, load_folder
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from lora_atelier.training.host.memory import describe_memory
 from lora_atelier.training.host.text_encoder import HostTextEncoder
 from lora_atelier.training.host.unloaded import as_shapes
-from lora_atelier.training.loop import train
-from lora_atelier.training.network import Algorithm, NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec
+from lora_atelier.training.memory.allocations import Allocations
+from lora_atelier.training.memory.rehearsal import SHAPES
+from lora_atelier.training.network.build import Algorithm, NetworkSpec
+from lora_atelier.training.network.targets import TextEncoders
 from lora_atelier.training.optimizers.kinds import OptimizerType
-from lora_atelier.training.rehearsal import SHAPES
-from lora_atelier.training.run import TrainingRun, start
-from lora_atelier.training.targets import TextEncoders
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.runs.adapter_precision import AdapterPrecision
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingRun, start
 from tiny_training import (
     CAPTIONS,
     LATENT,

@@ -15,9 +15,9 @@ from comfy_execution.utils import CurrentNodeContext
 
 from lora_atelier.nodes.monitor import RUNS, Runs, watched
 from lora_atelier.nodes.run_monitor import RunMonitor, Status
-from lora_atelier.training.loss_chart import smoothed
-from lora_atelier.training.run import StepRecord, start
-from lora_atelier.training.validation import ValidationPoint
+from lora_atelier.training.results.loss_chart import smoothed
+from lora_atelier.training.runs.run import StepRecord, start
+from lora_atelier.training.runs.validation import ValidationPoint
 from tiny_training import CAPTIONS, encode, load_parts, make_run, quick_spec, train_as_node
 
 Report = dict[str, Any]

@@ -21,17 +21,17 @@ from in_memory import FIT, PLACEMENT
 from lora_atelier.nodes.objective import LossAndNoise
 from lora_atelier.nodes.prior_preservation import PriorPreservation
 from lora_atelier.nodes.train import TrainLoRA
-from lora_atelier.training.batch_losses import batch_losses, prior_losses
-from lora_atelier.training.batches import Draw
 from lora_atelier.training.dataset.fit import Variant
 from lora_atelier.training.dataset.pictures import ImagePixels
 from lora_atelier.training.dataset.samples import ImageDataset, Role, Sample
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.examples import View
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from lora_atelier.training.host.session import start_run
-from lora_atelier.training.objective import ObjectiveSpec, PriorTarget
-from lora_atelier.training.run import TrainingRun
+from lora_atelier.training.objective.batch_losses import batch_losses, prior_losses
+from lora_atelier.training.objective.objective import ObjectiveSpec, PriorTarget
+from lora_atelier.training.runs.batches import Draw
+from lora_atelier.training.runs.examples import View
+from lora_atelier.training.runs.run import TrainingRun
 from tiny_training import (
     CAPTIONS,
     LATENT,

@@ -13,14 +13,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from lora_atelier.training.adapter_precision import AdapterPrecision
+from lora_atelier.training.base_model.precision import MixedPrecision
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel, parameter_count
-from lora_atelier.training.loop import train
-from lora_atelier.training.network import Algorithm, NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec
-from lora_atelier.training.precision import MixedPrecision
-from lora_atelier.training.run import TrainingState, start
+from lora_atelier.training.network.build import Algorithm, NetworkSpec
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.runs.adapter_precision import AdapterPrecision
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingState, start
 from tiny_training import CAPTIONS, Parts, Recorder, encode, load_parts, make_run, quick_spec
 
 FLUX = {

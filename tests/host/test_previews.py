@@ -30,13 +30,13 @@ from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.host.progress import raise_if_cancelled
 from lora_atelier.training.host.sampling import sample_previews, sampler_names
 from lora_atelier.training.host.session import trained_models
-from lora_atelier.training.loop import train
-from lora_atelier.training.lora_file import SavePrecision, save_lora, trained_lora
-from lora_atelier.training.network import NetworkSpec
-from lora_atelier.training.network_spec import TextEncoders
-from lora_atelier.training.optimizer import OptimizerSpec
-from lora_atelier.training.preview_spec import PreviewSpec, due
-from lora_atelier.training.run import TrainingRun, TrainingState, start
+from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.network.spec import TextEncoders
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.results.lora_file import SavePrecision, save_lora, trained_lora
+from lora_atelier.training.results.preview_spec import PreviewSpec, due
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingRun, TrainingState, start
 from tiny_training import CAPTIONS, LATENT, Parts, Recorder, load_parts, normal, quick_spec
 from widget_runs import kl_autoencoder, small_flux
 

@@ -23,9 +23,14 @@ from torch import Tensor
 
 from in_memory import PLACEMENT
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
-from lora_atelier.training.lora_file import SavePrecision, save_lora
-from lora_atelier.training.network import NetworkSpec
-from lora_atelier.training.objective import ObjectiveSpec, PredictionType, add_noise, sample_losses
+from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.objective.objective import (
+    ObjectiveSpec,
+    PredictionType,
+    add_noise,
+    sample_losses,
+)
+from lora_atelier.training.results.lora_file import SavePrecision, save_lora
 from tiny_training import Parts, load_parts, normal, predicting, worked_network
 
 TIMESTEPS = torch.tensor([3, 250, 610, 998])

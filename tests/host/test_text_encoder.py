@@ -17,20 +17,24 @@ from comfy_extras.nodes_hooks import SetClipHooks
 from torch import Tensor, nn
 
 from in_memory import encoded_dataset
+from lora_atelier.training.base_model.training_context import adapters_off
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.existing_lora import ExistingLora
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from lora_atelier.training.host.lora_keys import text_encoder_names
 from lora_atelier.training.host.result import apply_lora
 from lora_atelier.training.host.text_encoder import HostTextEncoder
-from lora_atelier.training.loop import train
-from lora_atelier.training.lora_file import lora_metadata, trained_lora
-from lora_atelier.training.network import describe_network
-from lora_atelier.training.network_spec import Algorithm, NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec
-from lora_atelier.training.run import TrainingRun, TrainingState, start
-from lora_atelier.training.targets import TargetModules, TextEncoders, attention_and_mlp_layers
-from lora_atelier.training.training_context import adapters_off
+from lora_atelier.training.network.build import describe_network
+from lora_atelier.training.network.existing_lora import ExistingLora
+from lora_atelier.training.network.spec import Algorithm, NetworkSpec
+from lora_atelier.training.network.targets import (
+    TargetModules,
+    TextEncoders,
+    attention_and_mlp_layers,
+)
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.results.lora_file import lora_metadata, trained_lora
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingRun, TrainingState, start
 from tiny_training import (
     CAPTIONS,
     LATENT,

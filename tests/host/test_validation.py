@@ -16,14 +16,14 @@ from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.folder import FolderOptions, load_folder
 from lora_atelier.training.dataset.samples import ImageDataset, Role
 from lora_atelier.training.host.session import start_run
-from lora_atelier.training.listener import Listener
-from lora_atelier.training.loop import train
-from lora_atelier.training.loss_history import loss_map, read_loss_map
-from lora_atelier.training.network import NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec
-from lora_atelier.training.run import TrainingState
-from lora_atelier.training.targets import TextEncoders
-from lora_atelier.training.validation import BAND_NAMES
+from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.network.targets import TextEncoders
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.results.loss_history import loss_map, read_loss_map
+from lora_atelier.training.runs.listener import Listener
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingState
+from lora_atelier.training.runs.validation import BAND_NAMES
 from tiny_training import Parts, load_parts, quick_spec
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from in_memory import encoded_dataset
-from lora_atelier.training.allocations import Allocations
-from lora_atelier.training.frozen import FrozenLayer
-from lora_atelier.training.listener import Listener
-from lora_atelier.training.network import NetworkSpec
-from lora_atelier.training.objective import NoiseSchedule, PredictionType
-from lora_atelier.training.precision import MixedPrecision, compute_dtype
-from lora_atelier.training.rehearsal import SHAPES
-from lora_atelier.training.run import StepRecord, TrainingRun, TrainingSpec, TrainingState
-from lora_atelier.training.targets import TargetLayer
-from lora_atelier.training.training_context import training_context
-from lora_atelier.training.validation import ValidationPoint
+from lora_atelier.training.base_model.frozen import FrozenLayer
+from lora_atelier.training.base_model.precision import MixedPrecision, compute_dtype
+from lora_atelier.training.base_model.training_context import training_context
+from lora_atelier.training.memory.allocations import Allocations
+from lora_atelier.training.memory.rehearsal import SHAPES
+from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.network.targets import TargetLayer
+from lora_atelier.training.objective.objective import NoiseSchedule, PredictionType
+from lora_atelier.training.runs.listener import Listener
+from lora_atelier.training.runs.run import StepRecord, TrainingRun, TrainingSpec, TrainingState
+from lora_atelier.training.runs.validation import ValidationPoint
 
 LATENT = (4, 2, 2)
 WIDTH = 64
@@ -51,7 +51,7 @@ def lend(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None
 
 
 class SmallDiffusionModel:
-    """Satisfies `training.run.DiffusionModel`; `answer` sees each prediction and may change it."""
+    """Satisfies `training.runs.run.DiffusionModel`; `answer` may change each prediction."""
 
     def __init__(self, answer: Callable[[Tensor], Tensor] = lambda prediction: prediction) -> None:
         with torch.inference_mode(), torch.random.fork_rng():  # as the host makes its weights

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_atelier.training.loop import train
-from lora_atelier.training.loss_types import LossSpec, LossType
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.objective import ObjectiveSpec
-from lora_atelier.training.optimizer import OptimizerSpec
-from lora_atelier.training.run import TrainingRun, start
+from lora_atelier.training.objective.loss_types import LossSpec, LossType
+from lora_atelier.training.objective.objective import ObjectiveSpec
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingRun, start
 
 Make = Callable[..., Any]
 PICTURES = 4

@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_atelier.training.adapter_precision import (
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.network.build import Algorithm, NetworkSpec, build_network
+from lora_atelier.training.network.targets import TargetLayer
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec, OptimizerType
+from lora_atelier.training.results.lora_file import lora_metadata
+from lora_atelier.training.runs.adapter_precision import (
     AdapterPrecision,
     AdapterStorage,
     stochastically_rounded,
     with_compensation,
 )
-from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.loop import train
-from lora_atelier.training.lora_file import lora_metadata
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.network import Algorithm, NetworkSpec, build_network
-from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType
-from lora_atelier.training.preflight import preflight
-from lora_atelier.training.run import TrainingSpec, start
-from lora_atelier.training.targets import TargetLayer
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.preflight import preflight
+from lora_atelier.training.runs.run import TrainingSpec, start
 
 Make = Callable[..., Any]
 CONSTANT = LRSchedulerSpec(LRSchedulerType.CONSTANT, 0.0)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_atelier.training.adapters.base import Adapter
-from lora_atelier.training.adapters.dora import DoRA, column_norms
-from lora_atelier.training.adapters.full import FullDiff
-from lora_atelier.training.adapters.loha import LoHa
-from lora_atelier.training.adapters.lokr import LoKr, factors
-from lora_atelier.training.adapters.lora import LoRA
-from lora_atelier.training.adapters.oft import BOFT, OFT
+from lora_atelier.training.base_model.frozen import FrozenLayer
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.frozen import FrozenLayer
+from lora_atelier.training.network.adapters.base import Adapter
+from lora_atelier.training.network.adapters.dora import DoRA, column_norms
+from lora_atelier.training.network.adapters.full import FullDiff
+from lora_atelier.training.network.adapters.loha import LoHa
+from lora_atelier.training.network.adapters.lokr import LoKr, factors
+from lora_atelier.training.network.adapters.lora import LoRA
+from lora_atelier.training.network.adapters.oft import BOFT, OFT
 
 Make = Callable[[nn.Module], Adapter]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_atelier.training.allocations import Allocations
-from lora_atelier.training.rehearsal import SHAPES, rehearsing
+from lora_atelier.training.memory.allocations import Allocations
+from lora_atelier.training.memory.rehearsal import SHAPES, rehearsing
 
 DEVICES = ["cpu", "meta"]
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_atelier.training.arguments import (
+from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.optimizers.arguments import (
     check_arguments,
     fits,
     parameters,
     parse_arguments,
     parse_numbers,
 )
-from lora_atelier.training.errors import AtelierError
 
 
 def example(

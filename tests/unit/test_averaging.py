@@ -7,7 +7,11 @@ import torch
 from schedulefree import AdamWScheduleFree
 from torch import nn
 
-from lora_atelier.training.averaging import MovingAverage, keeps_an_average, weights_to_use
+from lora_atelier.training.optimizers.averaging import (
+    MovingAverage,
+    keeps_an_average,
+    weights_to_use,
+)
 
 
 def network(value: float = 1.0) -> nn.Linear:

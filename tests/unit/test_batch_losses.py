@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from in_memory import latent_of
-from lora_atelier.training.batch_losses import batch_losses, loss_terms, prior_losses
-from lora_atelier.training.batches import Draw
+from lora_atelier.training.base_model.training_context import adapters_off
 from lora_atelier.training.dataset.fit import Variant
 from lora_atelier.training.dataset.samples import Role
-from lora_atelier.training.examples import View
-from lora_atelier.training.loop import train
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.noise import NoiseSpec
-from lora_atelier.training.objective import ObjectiveSpec, PriorSpec, PriorTarget
-from lora_atelier.training.optimizer import OptimizerSpec
+from lora_atelier.training.objective.batch_losses import batch_losses, loss_terms, prior_losses
+from lora_atelier.training.objective.noise import NoiseSpec
+from lora_atelier.training.objective.objective import ObjectiveSpec, PriorSpec, PriorTarget
+from lora_atelier.training.objective.timesteps import TimestepSampling, TimestepSpec
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
 from lora_atelier.training.random_streams import generator
-from lora_atelier.training.run import TrainingRun, start
-from lora_atelier.training.timesteps import TimestepSampling, TimestepSpec
-from lora_atelier.training.training_context import adapters_off
+from lora_atelier.training.runs.batches import Draw
+from lora_atelier.training.runs.examples import View
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingRun, start
 
 Make = Callable[..., Any]
 BASE, PICTURES = PriorTarget.BASE_MODEL, PriorTarget.PICTURES

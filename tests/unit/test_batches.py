@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_atelier.training.batches import BatchPlan, Draw
 from lora_atelier.training.random_streams import generator
+from lora_atelier.training.runs.batches import BatchPlan, Draw
 
 
 @st.composite

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from lora_atelier.training.branch import branch
-from lora_atelier.training.loop import train
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType
-from lora_atelier.training.run import TrainingState, start
-from lora_atelier.training.state_file import load_state, save_state
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec, OptimizerType
+from lora_atelier.training.runs.branch import branch
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingState, start
+from lora_atelier.training.runs.state_file import load_state, save_state
 
 Make = Callable[..., Any]
 CONSTANT = LRSchedulerSpec(LRSchedulerType.CONSTANT, 0.0)

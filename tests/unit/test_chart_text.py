@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lora_atelier.training.chart_text import any_text, drawable, fitted_text, wrapped_text
+from lora_atelier.training.results.chart_text import any_text, drawable, fitted_text, wrapped_text
 
 TEXTS = (
     "plain",
@@ -51,7 +51,7 @@ def test_a_wide_text_gives_way_in_the_middle() -> None:
 
 
 def test_chinese_characters_are_two_columns_wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_atelier.training import chart_text
+    from lora_atelier.training.results import chart_text
 
     monkeypatch.setattr(chart_text, "_characters", lambda: frozenset(range(0x10000)))
     assert fitted_text("一二三四五", 10) == "一二三四五"
@@ -67,7 +67,7 @@ def test_a_long_text_is_broken_at_spaces_and_ends_in_dots() -> None:
 
 
 def test_chinese_is_broken_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_atelier.training import chart_text
+    from lora_atelier.training.results import chart_text
 
     monkeypatch.setattr(chart_text, "_characters", lambda: frozenset(range(0x10000)))
     assert wrapped_text("一二三四五六", 5, 2) == "一二\n三四…"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_atelier.training.allocations import Allocations
-from lora_atelier.training.blocks import blocks_run, repeated_blocks, require_blocks
-from lora_atelier.training.checkpointing import checkpointing
+from lora_atelier.training.base_model.blocks import blocks_run, repeated_blocks, require_blocks
+from lora_atelier.training.base_model.checkpointing import checkpointing
 from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.memory.allocations import Allocations
 
 CPU = torch.device("cpu")
 WIDTH = 8

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from lora_atelier.training.checkpoints import Checkpoints, CheckpointSpec
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.loop import train
-from lora_atelier.training.run import TrainingRun, TrainingState, start
-from lora_atelier.training.validation import ValidationPoint
+from lora_atelier.training.runs.checkpoints import Checkpoints, CheckpointSpec
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingRun, TrainingState, start
+from lora_atelier.training.runs.validation import ValidationPoint
 
 Make = Callable[..., Any]
 NEVER = CheckpointSpec(save_every_n_minutes=0)

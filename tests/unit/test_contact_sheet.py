@@ -12,9 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_atelier.training.contact_sheet import ContactSheet, shown_steps
-from lora_atelier.training.preview_files import BASE, PreviewFile, save_preview, saved_previews
-from lora_atelier.training.preview_spec import PreviewSpec
+from lora_atelier.training.results.contact_sheet import ContactSheet, shown_steps
+from lora_atelier.training.results.preview_files import (
+    BASE,
+    PreviewFile,
+    save_preview,
+    saved_previews,
+)
+from lora_atelier.training.results.preview_spec import PreviewSpec
 
 SPEC = PreviewSpec(("ein Fuchs, 狐狸, $x$", "a cat"), seeds=(1, 7), width=128, height=64)
 COLOURS = {1: (250, 20, 20), 7: (20, 20, 250)}

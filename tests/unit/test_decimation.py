@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from lora_atelier.training.decimation import DecimatedHistory, rounded
+from lora_atelier.training.results.decimation import DecimatedHistory, rounded
 
 
 def filled(steps: int, max_bins: int = 100, spike: int = 0) -> DecimatedHistory:

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_atelier.training.batches import BatchPlan, Draw
 from lora_atelier.training.dataset.caption_options import CaptionOptions
 from lora_atelier.training.dataset.fit import Crop, FitOptions, Placement, Variant, bucket_of, place
 from lora_atelier.training.dataset.pictures import ImageFile
 from lora_atelier.training.dataset.samples import ImageDataset, Role, Sample
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.examples import (
+from lora_atelier.training.runs.batches import BatchPlan, Draw
+from lora_atelier.training.runs.examples import (
     EncodedDataset,
     EncodedImage,
     View,

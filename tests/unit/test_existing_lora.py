@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.existing_lora import ExistingLora, Size, joined, size_in_file
+from lora_atelier.training.network.existing_lora import ExistingLora, Size, joined, size_in_file
 
 DOWN, UP = torch.ones(3, 8), torch.zeros(6, 3)
 SPELLINGS = {

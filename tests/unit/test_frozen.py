@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lora_atelier.training.frozen import FrozenLayer
+from lora_atelier.training.base_model.frozen import FrozenLayer
 
 # 'same' under an even kernel makes PyTorch itself copy its input, and say so.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

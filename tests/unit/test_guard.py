@@ -12,19 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_atelier.training.guard import (
+from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.runs.guard import (
     NOT_FINITE_IN_A_ROW,
     SETTLED,
     SPIKE,
     Guard,
     OnDivergence,
 )
-from lora_atelier.training.loop import train
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.network import NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec
-from lora_atelier.training.run import StepRecord, TrainingState, start
-from lora_atelier.training.watchman import MAX_ROLLBACKS, TrainingDiverged, Watchman
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import StepRecord, TrainingState, start
+from lora_atelier.training.runs.watchman import MAX_ROLLBACKS, TrainingDiverged, Watchman
 
 Make = Callable[..., Any]
 CONSTANT = LRSchedulerSpec(LRSchedulerType.CONSTANT, 0.0)

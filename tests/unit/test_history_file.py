@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from lora_atelier.training.history_file import RunLog
-from lora_atelier.training.loop import train
-from lora_atelier.training.run import StepRecord, TrainingState, start
-from lora_atelier.training.validation import ValidationPoint
+from lora_atelier.training.runs.history_file import RunLog
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import StepRecord, TrainingState, start
+from lora_atelier.training.runs.validation import ValidationPoint
 
 Make = Callable[..., Any]
 

@@ -13,17 +13,17 @@ from lora_atelier.training.dataset.caption_options import CaptionOptions
 from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.pictures import ImageFile
 from lora_atelier.training.dataset.samples import ImageDataset, Mask, Role, Sample
-from lora_atelier.training.existing_lora import ExistingLora
-from lora_atelier.training.identity import (
+from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.network.existing_lora import ExistingLora
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.runs.identity import (
     WITHOUT_EFFECT,
     branch_identity,
     dataset_digest,
     run_identity,
 )
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec
-from lora_atelier.training.network import NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec
-from lora_atelier.training.run import Ingredients, TrainingSpec
+from lora_atelier.training.runs.run import Ingredients, TrainingSpec
 
 KNOWN = Ingredients("m", "c", "v", "d")
 

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from in_memory import latent_of
-from lora_atelier.training.batch_losses import batch_losses
 from lora_atelier.training.dataset.fit import Variant
-from lora_atelier.training.examples import View
-from lora_atelier.training.loop import train
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.network import NetworkSpec
-from lora_atelier.training.objective import ObjectiveSpec
-from lora_atelier.training.optimizer import OptimizerSpec
+from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.objective.batch_losses import batch_losses
+from lora_atelier.training.objective.objective import ObjectiveSpec
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
 from lora_atelier.training.random_streams import generator
-from lora_atelier.training.run import TrainingRun, TrainingState, start
+from lora_atelier.training.runs.examples import View
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingRun, TrainingState, start
 
 CONSTANT = LRSchedulerSpec(LRSchedulerType.CONSTANT, 0.0)
 Make = Callable[..., Any]

@@ -9,13 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_atelier.training.loop import train
-from lora_atelier.training.lora_file import lora_metadata
-from lora_atelier.training.loss_chart import smoothed
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType, WarmupType
-from lora_atelier.training.network import NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType
-from lora_atelier.training.run import TrainingState, start
+from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.optimizers.lr_scheduler import (
+    LRSchedulerSpec,
+    LRSchedulerType,
+    WarmupType,
+)
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec, OptimizerType
+from lora_atelier.training.results.lora_file import lora_metadata
+from lora_atelier.training.results.loss_chart import smoothed
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingState, start
 
 Make = Callable[..., Any]
 CONSTANT = LRSchedulerSpec(LRSchedulerType.CONSTANT, 0.0)

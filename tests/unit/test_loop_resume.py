@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from in_memory import latent_of
-from lora_atelier.training.adapter_precision import AdapterPrecision
-from lora_atelier.training.loop import train
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.network import Algorithm, NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType
-from lora_atelier.training.run import TrainingState, start
-from lora_atelier.training.state_file import load_state, save_state
+from lora_atelier.training.network.build import Algorithm, NetworkSpec
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec, OptimizerType
+from lora_atelier.training.runs.adapter_precision import AdapterPrecision
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingState, start
+from lora_atelier.training.runs.state_file import load_state, save_state
 
 Make = Callable[..., Any]
 

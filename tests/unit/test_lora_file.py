@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.lora_file import (
+from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.results.lora_file import (
     SavePrecision,
     TrainedLora,
     lora_metadata,
@@ -25,8 +26,7 @@ from lora_atelier.training.lora_file import (
     trained_lora,
     write_whole,
 )
-from lora_atelier.training.network import NetworkSpec
-from lora_atelier.training.run import start
+from lora_atelier.training.runs.run import start
 
 FLOAT, FP16, BF16 = SavePrecision.FLOAT, SavePrecision.FP16, SavePrecision.BF16
 DTYPES = {FLOAT: torch.float32, FP16: torch.float16, BF16: torch.bfloat16}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.loss_chart import EMA_DECAY, draw_loss_chart, smoothed
+from lora_atelier.training.results.loss_chart import EMA_DECAY, draw_loss_chart, smoothed
 
 
 def test_the_moving_average_is_corrected_for_its_start() -> None:

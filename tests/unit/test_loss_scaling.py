@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_atelier.training import loop
-from lora_atelier.training.adapter_precision import AdapterPrecision
-from lora_atelier.training.guard import OVERFLOWS_IN_A_ROW, OnDivergence
-from lora_atelier.training.loop import train
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.network import NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec
-from lora_atelier.training.precision import accelerating
-from lora_atelier.training.run import TrainingState, start
-from lora_atelier.training.watchman import TrainingDiverged
+from lora_atelier.training.base_model.precision import accelerating
+from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.runs import loop
+from lora_atelier.training.runs.adapter_precision import AdapterPrecision
+from lora_atelier.training.runs.guard import OVERFLOWS_IN_A_ROW, OnDivergence
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingState, start
+from lora_atelier.training.runs.watchman import TrainingDiverged
 
 Make = Callable[..., Any]
 CONSTANT = LRSchedulerSpec(LRSchedulerType.CONSTANT, 0.0)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.loss_types import (
+from lora_atelier.training.objective.loss_types import (
     HuberSchedule,
     LossSpec,
     LossType,
     element_losses,
     huber_thresholds,
 )
-from lora_atelier.training.noise_schedule import NoiseSchedule, PredictionType
+from lora_atelier.training.objective.noise_schedule import NoiseSchedule, PredictionType
 
 EPS, V, FLOW = PredictionType.EPSILON, PredictionType.V_PREDICTION, PredictionType.FLOW
 L2, L1, HUBER, SMOOTH = LossType.L2, LossType.L1, LossType.HUBER, LossType.SMOOTH_L1

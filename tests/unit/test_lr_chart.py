@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.lr_chart import MAX_POINTS, draw_lr_chart, lr_curve
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType, WarmupType
+from lora_atelier.training.optimizers.lr_chart import MAX_POINTS, draw_lr_chart, lr_curve
+from lora_atelier.training.optimizers.lr_scheduler import (
+    LRSchedulerSpec,
+    LRSchedulerType,
+    WarmupType,
+)
 
 COSINE = LRSchedulerSpec(LRSchedulerType.COSINE, 0.2)
 

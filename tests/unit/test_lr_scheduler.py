@@ -11,8 +11,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.loss_chart import smoothed
-from lora_atelier.training.lr_scheduler import (
+from lora_atelier.training.optimizers.lr_scheduler import (
     LRSchedulerSpec,
     LRSchedulerType,
     Schedule,
@@ -21,6 +20,7 @@ from lora_atelier.training.lr_scheduler import (
     check_lr_scheduler,
     warmup_share,
 )
+from lora_atelier.training.results.loss_chart import smoothed
 
 FULL = 2e-4
 Rates = list[list[float]]

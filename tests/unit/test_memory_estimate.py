@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from lora_atelier.training.allocations import Allocations
 from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.pictures import ImageFile
-from lora_atelier.training.examples import EncodedImage
-from lora_atelier.training.loop import train
-from lora_atelier.training.memory_estimate import (
+from lora_atelier.training.memory.allocations import Allocations
+from lora_atelier.training.memory.estimate import (
     MemoryEstimate,
     largest_batch,
     longest_conditioning,
 )
-from lora_atelier.training.memory_text import GB, Room, memory_advice, memory_line
-from lora_atelier.training.network import NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec
+from lora_atelier.training.memory.text import GB, Room, memory_advice, memory_line
+from lora_atelier.training.network.build import NetworkSpec
 from lora_atelier.training.optimizers.footprint import footprint
 from lora_atelier.training.optimizers.kinds import OptimizerType
-from lora_atelier.training.run import TrainingRun, TrainingSpec, start
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec
+from lora_atelier.training.runs.examples import EncodedImage
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingRun, TrainingSpec, start
 
 Make = Callable[..., Any]
 CPU = torch.device("cpu")

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+from lora_atelier.training.base_model.frozen import FrozenLayer
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.existing_lora import ExistingLora
-from lora_atelier.training.frozen import FrozenLayer
-from lora_atelier.training.network import (
+from lora_atelier.training.network.build import (
     Algorithm,
     NetworkSpec,
     build_network,
     describe_network,
     short_number,
 )
-from lora_atelier.training.targets import TargetLayer
+from lora_atelier.training.network.existing_lora import ExistingLora
+from lora_atelier.training.network.targets import TargetLayer
 
 
 def _random_up(adapter: nn.Module) -> nn.Module:

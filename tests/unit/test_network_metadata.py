@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lora_atelier.training.existing_lora import ExistingLora
-from lora_atelier.training.lora_file import lora_metadata
-from lora_atelier.training.network import Algorithm, NetworkSpec
-from lora_atelier.training.network_metadata import network_metadata
-from lora_atelier.training.run import start
+from lora_atelier.training.network.build import Algorithm, NetworkSpec
+from lora_atelier.training.network.existing_lora import ExistingLora
+from lora_atelier.training.network.metadata import network_metadata
+from lora_atelier.training.results.lora_file import lora_metadata
+from lora_atelier.training.runs.run import start
 
 Make = Callable[..., Any]
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.existing_lora import ExistingLora
-from lora_atelier.training.network_presets import SIZES, Preset
-from lora_atelier.training.network_spec import Algorithm, NetworkSpec, parse_block_dims
-from lora_atelier.training.targets import TargetModules
+from lora_atelier.training.network.existing_lora import ExistingLora
+from lora_atelier.training.network.presets import SIZES, Preset
+from lora_atelier.training.network.spec import Algorithm, NetworkSpec, parse_block_dims
+from lora_atelier.training.network.targets import TargetModules
 
 EXISTING = ExistingLora({"lora_unet_a.lora_down.weight": torch.zeros(2, 4)}, "old.safetensors")
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.existing_lora import ExistingLora
-from lora_atelier.training.loop import train
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.network import Algorithm, NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType
-from lora_atelier.training.preflight import preflight
-from lora_atelier.training.run import TrainingSpec, TrainingState, start
+from lora_atelier.training.network.build import Algorithm, NetworkSpec
+from lora_atelier.training.network.existing_lora import ExistingLora
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec, OptimizerType
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.preflight import preflight
+from lora_atelier.training.runs.run import TrainingSpec, TrainingState, start
 
 Make = Callable[..., Any]
 QUICK = {

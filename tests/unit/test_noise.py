@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.noise import NoiseSpec, draw_noise
+from lora_atelier.training.objective.noise import NoiseSpec, draw_noise
 
 SHAPE = (4, 12, 20)
 

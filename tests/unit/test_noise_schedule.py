@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from lora_atelier.training.noise_schedule import (
+from lora_atelier.training.objective.noise_schedule import (
     NoiseSchedule,
     PredictionType,
     with_zero_terminal_snr,

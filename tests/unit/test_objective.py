@@ -10,10 +10,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.loss_types import HuberSchedule, LossSpec, LossType
-from lora_atelier.training.noise import Noise
-from lora_atelier.training.noise_schedule import NoiseSchedule, PredictionType
-from lora_atelier.training.objective import (
+from lora_atelier.training.objective.loss_types import HuberSchedule, LossSpec, LossType
+from lora_atelier.training.objective.noise import Noise
+from lora_atelier.training.objective.noise_schedule import NoiseSchedule, PredictionType
+from lora_atelier.training.objective.objective import (
     NoisedBatch,
     ObjectiveSpec,
     PriorSpec,
@@ -21,8 +21,8 @@ from lora_atelier.training.objective import (
     require_possible,
     sample_losses,
 )
-from lora_atelier.training.timesteps import TimestepSpec
-from lora_atelier.training.weighting import Weighting
+from lora_atelier.training.objective.timesteps import TimestepSpec
+from lora_atelier.training.objective.weighting import Weighting
 
 EPS, V, FLOW = PredictionType.EPSILON, PredictionType.V_PREDICTION, PredictionType.FLOW
 OFF = ObjectiveSpec(min_snr_gamma=0)

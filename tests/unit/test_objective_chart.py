@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_atelier.training.noise_schedule import PredictionType
-from lora_atelier.training.objective import ObjectiveSpec
-from lora_atelier.training.objective_chart import density_curves, draw_objective, weight_curve
-from lora_atelier.training.timesteps import TimestepSampling, TimestepSpec
-from lora_atelier.training.weighting import Weighting
+from lora_atelier.training.objective.chart import density_curves, draw_objective, weight_curve
+from lora_atelier.training.objective.noise_schedule import PredictionType
+from lora_atelier.training.objective.objective import ObjectiveSpec
+from lora_atelier.training.objective.timesteps import TimestepSampling, TimestepSpec
+from lora_atelier.training.objective.weighting import Weighting
 
 EPS, V, FLOW = PredictionType.EPSILON, PredictionType.V_PREDICTION, PredictionType.FLOW
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from lora_atelier.training.lora_file import lora_metadata
-from lora_atelier.training.loss_types import HuberSchedule, LossSpec, LossType
-from lora_atelier.training.noise import NoiseSpec
-from lora_atelier.training.noise_schedule import NoiseSchedule, PredictionType
-from lora_atelier.training.objective import ObjectiveSpec, PriorSpec, PriorTarget
-from lora_atelier.training.objective_metadata import objective_metadata
-from lora_atelier.training.run import start
-from lora_atelier.training.timesteps import TimestepSampling, TimestepSpec
-from lora_atelier.training.weighting import Weighting
+from lora_atelier.training.objective.loss_types import HuberSchedule, LossSpec, LossType
+from lora_atelier.training.objective.metadata import objective_metadata
+from lora_atelier.training.objective.noise import NoiseSpec
+from lora_atelier.training.objective.noise_schedule import NoiseSchedule, PredictionType
+from lora_atelier.training.objective.objective import ObjectiveSpec, PriorSpec, PriorTarget
+from lora_atelier.training.objective.timesteps import TimestepSampling, TimestepSpec
+from lora_atelier.training.objective.weighting import Weighting
+from lora_atelier.training.results.lora_file import lora_metadata
+from lora_atelier.training.runs.run import start
 
 DEFAULTS = {
     "ss_loss_type": "l2",

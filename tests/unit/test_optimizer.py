@@ -12,10 +12,11 @@ import pytorch_optimizer
 import torch
 from torch import nn
 
-from lora_atelier.training.adapters.loha import LoHa
-from lora_atelier.training.adapters.lora import LoRA
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.optimizer import (
+from lora_atelier.training.network.adapters.loha import LoHa
+from lora_atelier.training.network.adapters.lora import LoRA
+from lora_atelier.training.optimizers.kinds import kind_of
+from lora_atelier.training.optimizers.optimizer import (
     OptimizerSpec,
     OptimizerType,
     build_optimizer,
@@ -23,7 +24,6 @@ from lora_atelier.training.optimizer import (
     effective_rate,
     parameter_groups,
 )
-from lora_atelier.training.optimizers.kinds import kind_of
 from lora_atelier.training.random_streams import generator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,7 +231,9 @@ sys.meta_path.insert(0, Absent())
 pack = sys.modules["lora_atelier"] = types.ModuleType("lora_atelier")
 pack.__path__ = [sys.argv[1]]
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType, check_optimizer
+from lora_atelier.training.optimizers.optimizer import (
+    OptimizerSpec, OptimizerType, check_optimizer
+)
 
 for kind in OptimizerType:
     name = "soap" if kind is OptimizerType.PYTORCH_OPTIMIZER else ""

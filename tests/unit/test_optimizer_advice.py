@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.network import Algorithm, NetworkSpec
-from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType
+from lora_atelier.training.network.build import Algorithm, NetworkSpec
 from lora_atelier.training.optimizers.advice import lr_advice, schedule_advice
-from lora_atelier.training.preflight import preflight
-from lora_atelier.training.run import TrainingSpec
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec, OptimizerType
+from lora_atelier.training.runs.preflight import preflight
+from lora_atelier.training.runs.run import TrainingSpec
 
 KNOWN = [kind for kind in OptimizerType if kind is not OptimizerType.PYTORCH_OPTIMIZER]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_atelier.training.adapters.lora import LoRA
-from lora_atelier.training.averaging import keeps_an_average
-from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType, build_optimizer
+from lora_atelier.training.network.adapters.lora import LoRA
+from lora_atelier.training.optimizers.averaging import keeps_an_average
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec, OptimizerType, build_optimizer
 from lora_atelier.training.random_streams import generator
 
 STEPS = 8

@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lora_atelier.training.base_model.precision import (
+    LARGE,
+    MixedPrecision,
+    accelerating,
+    compute_dtype,
+)
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.precision import LARGE, MixedPrecision, accelerating, compute_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16

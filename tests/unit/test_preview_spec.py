@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_atelier.training.batches import BatchPlan
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.preview_spec import PreviewSpec, due, parse_prompts, parse_seeds
+from lora_atelier.training.results.preview_spec import PreviewSpec, due, parse_prompts, parse_seeds
+from lora_atelier.training.runs.batches import BatchPlan
 
 SPEC = PreviewSpec(("a fox",))
 

@@ -10,12 +10,12 @@ import pytest
 from lora_atelier.training.dataset.caption_options import CaptionOptions
 from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.existing_lora import ExistingLora
-from lora_atelier.training.loss_types import LossSpec, LossType
-from lora_atelier.training.network import Algorithm, NetworkSpec
-from lora_atelier.training.objective import ObjectiveSpec
-from lora_atelier.training.run import TrainingSpec
-from lora_atelier.training.spec_json import from_json, to_json
+from lora_atelier.training.network.build import Algorithm, NetworkSpec
+from lora_atelier.training.network.existing_lora import ExistingLora
+from lora_atelier.training.objective.loss_types import LossSpec, LossType
+from lora_atelier.training.objective.objective import ObjectiveSpec
+from lora_atelier.training.runs.run import TrainingSpec
+from lora_atelier.training.runs.spec_json import from_json, to_json
 
 ODD = TrainingSpec(
     network=NetworkSpec(8, 4.5, Algorithm.DORA, block_dims=(1, 2, 0), network_dropout=0.1),

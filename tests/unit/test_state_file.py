@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.loop import train
-from lora_atelier.training.run import Ingredients, StepRecord, TrainingState, start
-from lora_atelier.training.state_file import load_state, read_header, read_network, save_state
-from lora_atelier.training.validation import ValidationPoint
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import Ingredients, StepRecord, TrainingState, start
+from lora_atelier.training.runs.state_file import load_state, read_header, read_network, save_state
+from lora_atelier.training.runs.validation import ValidationPoint
 
 Make = Callable[..., Any]
 

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.targets import (
+from lora_atelier.training.network.targets import (
     TargetLayer,
     TargetModules,
     attention_and_mlp_layers,

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp, kstest, norm
 
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.noise_schedule import NoiseSchedule, PredictionType
-from lora_atelier.training.timesteps import (
+from lora_atelier.training.objective.noise_schedule import NoiseSchedule, PredictionType
+from lora_atelier.training.objective.timesteps import (
     TimestepSampling,
     TimestepSpec,
     draw_sigma,

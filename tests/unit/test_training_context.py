@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_atelier.training.network import NetworkSpec, build_network
-from lora_atelier.training.targets import TargetLayer
-from lora_atelier.training.training_context import training_context
+from lora_atelier.training.base_model.training_context import training_context
+from lora_atelier.training.network.build import NetworkSpec, build_network
+from lora_atelier.training.network.targets import TargetLayer
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 CPU = torch.device("cpu")

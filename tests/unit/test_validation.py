@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 
 from in_memory import latent_of
-from lora_atelier.training.adapter_precision import AdapterPrecision
-from lora_atelier.training.batch_losses import batch_losses
-from lora_atelier.training.batches import Draw
 from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.pictures import ImageFile
 from lora_atelier.training.dataset.samples import ImageDataset, Role, Sample
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.examples import HELD_OUT, EncodedDataset, View
-from lora_atelier.training.guard import OnDivergence
-from lora_atelier.training.loop import train
-from lora_atelier.training.lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from lora_atelier.training.network import Algorithm, NetworkSpec
-from lora_atelier.training.objective import ObjectiveSpec, PriorSpec
-from lora_atelier.training.optimizer import OptimizerSpec, OptimizerType
+from lora_atelier.training.network.build import Algorithm, NetworkSpec
+from lora_atelier.training.objective.batch_losses import batch_losses
+from lora_atelier.training.objective.objective import ObjectiveSpec, PriorSpec
+from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from lora_atelier.training.optimizers.optimizer import OptimizerSpec, OptimizerType
 from lora_atelier.training.random_streams import generator
-from lora_atelier.training.run import TrainingRun, TrainingSpec, TrainingState, start
-from lora_atelier.training.state_file import load_state, save_state
-from lora_atelier.training.validation import BANDS, HeldOut, ValidationPoint, validate
+from lora_atelier.training.runs.adapter_precision import AdapterPrecision
+from lora_atelier.training.runs.batches import Draw
+from lora_atelier.training.runs.examples import HELD_OUT, EncodedDataset, View
+from lora_atelier.training.runs.guard import OnDivergence
+from lora_atelier.training.runs.loop import train
+from lora_atelier.training.runs.run import TrainingRun, TrainingSpec, TrainingState, start
+from lora_atelier.training.runs.state_file import load_state, save_state
+from lora_atelier.training.runs.validation import BANDS, HeldOut, ValidationPoint, validate
 
 Make = Callable[..., Any]
 CONSTANT = LRSchedulerSpec(LRSchedulerType.CONSTANT, 0.0)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_atelier.training.loss_history import LossHistory
-from lora_atelier.training.verdict import Verdict, judge
-from lora_atelier.training.verdict_text import explain, headline
+from lora_atelier.training.results.loss_history import LossHistory
+from lora_atelier.training.results.verdict import Verdict, judge
+from lora_atelier.training.results.verdict_text import explain, headline
 from recorded_curves import Curve, confusion, recorded_curves, table_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "verdict.md"

@@ -7,12 +7,12 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from lora_atelier.training.noise_schedule import (
+from lora_atelier.training.objective.noise_schedule import (
     NoiseSchedule,
     PredictionType,
     with_zero_terminal_snr,
 )
-from lora_atelier.training.weighting import Weighting, loss_weights
+from lora_atelier.training.objective.weighting import Weighting, loss_weights
 
 EPS, V, FLOW = PredictionType.EPSILON, PredictionType.V_PREDICTION, PredictionType.FLOW
 AUTO, NONE, MIN_SNR = Weighting.AUTO, Weighting.NONE, Weighting.MIN_SNR

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from ..errors import require, require_number
-from ..examples import captions
+from ..runs.examples import captions
 from .caption_options import CaptionOptions
 from .edit_report import ChangedCaption, EditReport
 from .find_replace import replacement

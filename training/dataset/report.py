@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, median
 
-from ..batches import BatchPlan
 from ..errors import require_number
-from ..examples import effective_repeats
+from ..runs.batches import BatchPlan
+from ..runs.examples import effective_repeats
 from .analysis import Analysis, Measurements
 from .buckets import Size
 from .caption_counts import CaptionCounts, all_captions, count_captions, plain_captions
@@ -261,8 +261,8 @@ def _epoch(
     train_batch_size: int,
     gradient_accumulation_steps: int,
 ) -> tuple[tuple[Bucket, ...], Epoch | None]:
-    """As :func:`training.examples.items` and the training loop have it; the seed changes the order
-    alone."""
+    """As :func:`training.runs.examples.items` and the training loop have it; the seed changes the
+    order alone."""
     if not training_places(samples):
         return (), None
     repeats = effective_repeats(ImageDataset(tuple(samples)))

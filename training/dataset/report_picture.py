@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..chart_text import any_text, drawable, fitted_text
 from ..errors import needed_package
+from ..results.chart_text import any_text, drawable, fitted_text
 from .analysis import LONGEST_SIDE
 from .fit import Placement
 from .pictures import fitted_pixels, open_picture

@@ -1,4 +1,4 @@
-"""A MODEL of the graph as the engine's :class:`training.run.DiffusionModel`."""
+"""A MODEL of the graph as the engine's :class:`training.runs.run.DiffusionModel`."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor, nn
 
-from ..adapters.base import weight_shape
-from ..allocations import Allocations
-from ..blocks import blocks_run, require_blocks
+from ..base_model.blocks import blocks_run, require_blocks
+from ..base_model.frozen import FrozenLayer, Weights
+from ..base_model.precision import MixedPrecision, compute_dtype
+from ..base_model.training_context import training_context
 from ..dataset.fit import Placement
 from ..errors import AtelierError, require
-from ..examples import Conditioning
-from ..frozen import FrozenLayer, Weights
-from ..network_spec import NetworkSpec
-from ..noise_schedule import NoiseSchedule, PredictionType, with_zero_terminal_snr
-from ..objective import ObjectiveSpec, require_possible
-from ..precision import MixedPrecision, compute_dtype
-from ..rehearsal import SHAPES, fused
-from ..run import Predict
-from ..targets import TargetLayer, block_of, choose_layers, trainable_layers
-from ..training_context import training_context
+from ..memory.allocations import Allocations
+from ..memory.rehearsal import SHAPES, fused
+from ..network.adapters.base import weight_shape
+from ..network.spec import NetworkSpec
+from ..network.targets import TargetLayer, block_of, choose_layers, trainable_layers
+from ..objective.noise_schedule import NoiseSchedule, PredictionType, with_zero_terminal_snr
+from ..objective.objective import ObjectiveSpec, require_possible
+from ..runs.examples import Conditioning
+from ..runs.run import Predict
 from .lent_weights import lend_weights
 from .lora_keys import existing_layers, file_names
 from .text_encoder import HostTextEncoder

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..cache import TensorCache, digest_of
 from ..errors import AtelierError, require
-from ..examples import Conditioning
+from ..runs.examples import Conditioning
 from ..tensor_tree import NotATree, put_together, take_apart
 from .digests import clip_digest, tokens_digest
 from .tokens import tokenize

@@ -20,8 +20,8 @@ from ..dataset.fit import LatentKind
 from ..dataset.pictures import Picture, fitted_mask, fitted_pixels, open_picture
 from ..dataset.samples import ImageDataset, Mask, Problem, Role, Sample
 from ..errors import AtelierError, FileChanged, require
-from ..examples import HELD_OUT, EncodedImage, View, items, placement_of, views
 from ..random_streams import global_stream
+from ..runs.examples import HELD_OUT, EncodedImage, View, items, placement_of, views
 from .digests import vae_digest
 from .encoders import gone
 

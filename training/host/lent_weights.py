@@ -17,8 +17,8 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
+from ..base_model.frozen import four_bit_state
 from ..errors import needed_package, require
-from ..frozen import four_bit_state
 
 INT8_MAX = 127
 

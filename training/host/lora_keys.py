@@ -12,9 +12,9 @@ import comfy.lora_convert
 import comfy.supported_models as families
 from torch import Tensor, nn
 
-from ..adapters.base import weight_shape
 from ..errors import require
-from ..existing_lora import DOWN, UP, ExistingLora, Rows, joined
+from ..network.adapters.base import weight_shape
+from ..network.existing_lora import DOWN, UP, ExistingLora, Rows, joined
 
 DIFFUSERS_NAMED = (families.SD15, families.SD20)
 """Families whose files carry diffusers' block names (``down_blocks_0_attentions_0_…``); the rest

@@ -5,8 +5,8 @@ from __future__ import annotations
 import comfy.model_management as mm
 import torch
 
-from ..memory_text import Room, memory_advice, memory_line
-from ..run import TrainingState
+from ..memory.text import Room, memory_advice, memory_line
+from ..runs.run import TrainingState
 
 
 def describe_memory(state: TrainingState) -> tuple[str, list[str]]:

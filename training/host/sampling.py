@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import require
-from ..preview_spec import PreviewSpec
 from ..random_streams import global_stream
+from ..results.preview_spec import PreviewSpec
 
 Tick = Callable[[], None]
 """Called after every step of the sampler; may raise to end the work."""

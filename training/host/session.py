@@ -10,10 +10,10 @@ from ..cache import TensorCache
 from ..dataset.digests import ContentDigests
 from ..dataset.samples import ImageDataset, Role, shorten
 from ..errors import require
-from ..examples import Conditioning, EncodedDataset, captions, items
-from ..identity import dataset_digest, run_identity
-from ..network import describe_network
-from ..run import Ingredients, TrainingRun, TrainingSpec, TrainingState, start
+from ..network.build import describe_network
+from ..runs.examples import Conditioning, EncodedDataset, captions, items
+from ..runs.identity import dataset_digest, run_identity
+from ..runs.run import Ingredients, TrainingRun, TrainingSpec, TrainingState, start
 from .diffusion_model import HostDiffusionModel
 from .digests import clip_digest, model_digest, vae_digest
 from .encoders import cached_captions

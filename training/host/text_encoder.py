@@ -10,12 +10,12 @@ import comfy.model_management as mm
 import torch
 from torch import nn
 
+from ..base_model.frozen import FrozenLayer, Weights
+from ..base_model.training_context import training_context
 from ..errors import require
-from ..examples import Conditioning
-from ..frozen import FrozenLayer, Weights
-from ..network_spec import NetworkSpec
-from ..targets import TargetLayer, TextEncoders, attention_and_mlp_layers
-from ..training_context import training_context
+from ..network.spec import NetworkSpec
+from ..network.targets import TargetLayer, TextEncoders, attention_and_mlp_layers
+from ..runs.examples import Conditioning
 from .lent_weights import lend_weights
 from .lora_keys import existing_text_layers, text_encoder_names
 from .tokens import tokenize

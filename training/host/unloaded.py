@@ -1,5 +1,5 @@
 """A model of the graph as it will be when it is loaded, without loading it: shapes without numbers
-take the place of its tensors, see :mod:`training.rehearsal`."""
+take the place of its tensors, see :mod:`training.memory.rehearsal`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..adapters.base import weight_shape
-from ..allocations import Allocations
-from ..frozen import Weights
-from ..rehearsal import SHAPES
+from ..base_model.frozen import Weights
+from ..memory.allocations import Allocations
+from ..memory.rehearsal import SHAPES
+from ..network.adapters.base import weight_shape
 from .lent_weights import copies_made
 
 _OF_TORCH = frozenset(vars(nn.Module()))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..lr_scheduler import LRSchedulerSpec, LRSchedulerType
-from ..optimizer import OptimizerSpec
+from .lr_scheduler import LRSchedulerSpec, LRSchedulerType
+from .optimizer import OptimizerSpec
 
 
 def lr_advice(spec: OptimizerSpec, widget: str = "unet_lr") -> str:

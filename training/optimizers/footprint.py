@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..adapters.lora import LoRA
-from ..allocations import Allocations, storages_in
-from ..optimizer import OptimizerSpec, build_optimizer
+from ..memory.allocations import Allocations, storages_in
+from ..network.adapters.lora import LoRA
 from ..random_streams import generator, global_stream
+from .optimizer import OptimizerSpec, build_optimizer
 
 WIDTH, RANK = 512, 16
 """8192 numbers a matrix: 8-bit optimizers leave those of less than 4096 in float32."""
@@ -31,7 +31,7 @@ def footprint(spec: OptimizerSpec, device: torch.device) -> Footprint:
     """Let the optimizer take two steps where it will train: the first one makes its state.
 
     Raises:
-        AtelierError: as :func:`training.optimizer.build_optimizer`.
+        AtelierError: as :func:`training.optimizers.optimizer.build_optimizer`.
     """
     with global_stream(device, 0, "footprint"), torch.device("cpu"):
         toy = nn.ModuleDict({"toy": LoRA(nn.Linear(WIDTH, WIDTH), RANK, 1.0, generator(0, "toy"))})

@@ -24,7 +24,7 @@ from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.pictures import ImageFile
 from lora_atelier.training.dataset.samples import ImageDataset, Problem, Role, Sample
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.examples import captions
+from lora_atelier.training.runs.examples import captions
 
 PROSE = "A fox with 1,000 hairs,  asleep; it dreams. "
 

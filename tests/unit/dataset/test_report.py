@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_atelier.training.batches import BatchPlan
 from lora_atelier.training.dataset.analysis import Analysis, Edges, Measurements
 from lora_atelier.training.dataset.fit import Crop, FitOptions
 from lora_atelier.training.dataset.pictures import ImageFile, ImagePixels
@@ -21,7 +20,8 @@ from lora_atelier.training.dataset.samples import ImageDataset, Mask, Problem, R
 from lora_atelier.training.dataset.spread import Spread
 from lora_atelier.training.dataset.token_counts import EncoderTokens
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.examples import items
+from lora_atelier.training.runs.batches import BatchPlan
+from lora_atelier.training.runs.examples import items
 from reported import FIT, blurred, report_on, sample, tiles
 
 

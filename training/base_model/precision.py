@@ -1,0 +1,98 @@
+"""Number formats of a run, and the one wrapper around ``accelerate``.
+
+The compute type is what activations have inside the frozen model; how the adapters are stored is
+another choice (:mod:`training.runs.adapter_precision`). float16 needs dynamic loss scaling, which
+``accelerate`` brings; bfloat16 does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import torch
+
+from ..errors import needed_package, require
+
+
+class MixedPrecision(str, Enum):
+    """Widget values, as accelerate and kohya-ss/sd-scripts spell them."""
+
+    AUTO = "auto"
+    NO = "no"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+LARGE = 10_000_000_000
+"""Parameters from which on activations leave the range of float16."""
+
+_DTYPES = {
+    MixedPrecision.NO: torch.float32,
+    MixedPrecision.BF16: torch.bfloat16,
+    MixedPrecision.FP16: torch.float16,
+}
+
+
+def compute_dtype(
+    choice: MixedPrecision,
+    host_dtype: torch.dtype,
+    device: torch.device,
+    bf16_is_fast: bool,
+    parameters: int = 0,
+) -> torch.dtype:
+    """The type of activations.
+
+    Args:
+        choice: the widget; ``auto`` takes the type in which the host samples this model, but
+            bfloat16 rather than float16 where the device has it, for its range, and float32
+            rather than float16 on the CPU and for models of 10 B parameters and more.
+        host_dtype: that type.
+        parameters: how many the frozen model has.
+
+    Raises:
+        AtelierError: float16 on the CPU, which has no loss scaling there, or for such a model.
+    """
+    large = parameters >= LARGE
+    if choice is MixedPrecision.AUTO:
+        if host_dtype != torch.float16:
+            return host_dtype
+        if bf16_is_fast:
+            return torch.bfloat16
+        return torch.float32 if large or device.type == "cpu" else torch.float16
+    require(
+        choice is not MixedPrecision.FP16 or not large,
+        f"mixed_precision is fp16, but this model has {parameters / 1e9:.1f} B parameters: in "
+        "models of 10 B and more, activations leave the range of fp16 on the way forward already, "
+        "where loss scaling cannot help. Choose bf16, or auto.",
+    )
+    require(
+        choice is not MixedPrecision.FP16 or device.type != "cpu",
+        "mixed_precision fp16 needs a GPU: on the CPU choose auto, no (fp32) or bf16.",
+    )
+    return _DTYPES[choice]
+
+
+@contextmanager
+def accelerating(device: torch.device, dtype: torch.dtype) -> Iterator[Any]:
+    """An ``accelerate.Accelerator`` for the length of a run.
+
+    Its settings live in process-wide singletons: another pack's must not decide ours, nor ours
+    theirs, so what was there is put aside and put back. The base model is never handed to it: the
+    host owns its device, type and forward.
+    """
+    accelerate = needed_package("accelerate", "Training")
+    state = needed_package("accelerate.state", "Training")
+    kinds = (state.PartialState, state.AcceleratorState, state.GradientState)
+    before = [dict(kind._shared_state) for kind in kinds]
+    for kind in kinds:
+        kind._shared_state.clear()
+    try:
+        scaling = "fp16" if dtype == torch.float16 else "no"
+        yield accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision=scaling)
+    finally:
+        for kind, values in zip(kinds, before, strict=True):
+            kind._shared_state.clear()
+            kind._shared_state.update(values)

@@ -1,0 +1,1 @@
+"""What a run needs of the device's memory, told before it begins."""

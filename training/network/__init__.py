@@ -1,0 +1,1 @@
+"""What is trained: which layers get an adapter, of what kind and size, and where it begins."""

@@ -1,0 +1,1 @@
+"""What is learned from a picture: noise, noise level, target, loss and its weight."""
