@@ -66,12 +66,16 @@ class ProgressLine:
             self._write(self.names[self.node])
         elif event == "progress" and data.get("node") in self.names:
             self._write(f"{self.names[data['node']]}  {data['value']:.0f}/{data['max']:.0f}")
-        elif event == "atelier.run" and data["node"] in self.names and data["seconds_left"]:
+        elif event == "atelier.run" and self._is_of_a_step(data):
             left = time.strftime("%M:%S", time.gmtime(data["seconds_left"]))
             self._write(
                 f"{self.names[data['node']]}  step {data['step']}/{data['last_step']}"
                 f"  loss {data['latest']['loss']:.4f}  {left} left"
             )
+
+    def _is_of_a_step(self, data: dict[str, Any]) -> bool:
+        running = data["node"] in self.names and data["status"] == "running"
+        return running and data["seconds_left"] is not None
 
     def _write(self, text: str) -> None:
         if sys.stdout.isatty():

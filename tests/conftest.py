@@ -21,6 +21,7 @@ from tiny import tiny_sd15
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
 TINY_SD15 = "tiny_sd15.safetensors"
+LONGEST = ("tests/e2e/test_style.py", "tests/host/test_every_widget.py", "tests/e2e/test_cancel.py")
 
 
 def _name_the_pack() -> None:
@@ -36,7 +37,9 @@ _name_the_pack()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by folder, and skip what this machine cannot run."""
+    """Mark by folder, skip what this machine cannot run, and begin with the longest files: begun
+    last, they would keep one of two processes busy while the other has nothing left to do."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         if folder in ("host", "e2e"):

@@ -318,7 +318,7 @@ def test_previews_validation_and_spikes(graph: Graph) -> None:
     page.wait_for_function(
         "() => [...document.querySelectorAll('.atelier-strip img')].every(i => i.naturalWidth)"
     )
-    graph.look(1.15)
+    graph.look()
     graph.frontend.screenshot("monitor-previews-dark")
     strip.nth(1).click()
     box = page.locator(".atelier-lightbox")

@@ -125,7 +125,7 @@ def test_ten_runs_take_no_more_memory_than_three(own_server: HostServer) -> None
     sizes = []
     with own_server.start():
         for run in range(10):
-            own_server.queue(busy(seed=100 + run, steps=6)).check()
+            own_server.queue(busy(seed=100 + run, steps=3)).check()
             own_server.free()
             time.sleep(1.5)  # the server does it when it is idle
             result = own_server.queue({"m": node("TestMemory", number=run)}).check()
