@@ -1,6 +1,6 @@
 """LoRA Atelier: train LoRAs inside the ComfyUI graph."""
 
-from ..nodes import AtelierExtension
+from .nodes import AtelierExtension
 
 WEB_DIRECTORY = "./web"
 

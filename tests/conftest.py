@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +77,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> I
     """
     with _new_server(tmp_path_factory.mktemp("server"), tiny_checkpoint) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def new_server(tiny_checkpoint: Path) -> Callable[[Path], HostServer]:
+    """Makes a server that is not started yet, in a folder of its own."""
+    return lambda base: _new_server(base, tiny_checkpoint)
 
 
 @pytest.fixture

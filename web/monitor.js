@@ -45,7 +45,7 @@ function* allNodes(graph) {
 function newestRuns() {
   const found = new Map();
   for (const { id, node, workflow } of known) {
-    if (workflow !== (root()?.id ?? "")) continue; // of another graph, or queued by a program
+    if (workflow && workflow !== root()?.id) continue; // of another graph
     const target = findNode(node);
     if (target && panels.has(target) && !found.has(target)) found.set(target, id);
   }

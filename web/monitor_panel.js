@@ -8,9 +8,9 @@ import { isOver } from "./monitor_run.js";
 import { addStyle } from "./monitor_style.js";
 
 const HINT_HEIGHT = 26;
-const CHART_HEIGHT = 250;
+const CHART_HEIGHT = 290;
 const STRIP_HEIGHT = 72;
-const MESSAGES_HEIGHT = 40;
+const MESSAGES_HEIGHT = 56;
 const GIGABYTE = 2 ** 30;
 const CHOICES = "LoraAtelier.Monitor"; // which lines this browser shows
 

@@ -1,4 +1,4 @@
-// One run as the browser knows it: put together from a report of the server and the events after it.
+// One run as the browser knows it: a report of the server and the events after it put together.
 
 const LISTS = ["validation", "previews", "messages"];
 

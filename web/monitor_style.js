@@ -71,7 +71,7 @@ const STYLE = `
   position: absolute; inset: 0; width: 100%; height: 100%; cursor: crosshair; touch-action: none;
   background: var(--comfy-input-bg);
 }
-.atelier-messages { flex: none; max-height: 44px; overflow-y: auto; user-select: text; }
+.atelier-messages { flex: none; max-height: 60px; overflow-y: auto; user-select: text; }
 .atelier-messages:empty, .atelier-strip:empty { display: none; }
 .atelier-messages p { margin: 0; padding-left: 7px; border-left: 2px solid var(--line); }
 .atelier-messages p.warning { border-color: #e3a008; }
@@ -85,12 +85,13 @@ const STYLE = `
 }
 .atelier-strip img { display: block; height: 100%; width: auto; }
 .atelier-strip span {
-  position: absolute; left: 0; right: 0; bottom: 0; padding: 1px 4px; font-size: 9px;
-  text-align: left; color: #fff; background: linear-gradient(transparent, rgb(0 0 0 / 75%));
+  position: absolute; left: 3px; bottom: 3px; padding: 0 4px; font-size: 9px;
+  border-radius: 4px; color: #fff; background: rgb(0 0 0 / 70%);
 }
 .atelier-lightbox {
   position: fixed; inset: 0; z-index: 3000; display: flex; flex-direction: column; gap: 10px;
-  align-items: center; justify-content: center; background: rgb(0 0 0 / 82%); cursor: zoom-out;
+  align-items: center; justify-content: center; background: rgb(0 0 0 / 82%);
+  cursor: zoom-out; outline: none;
 }
 .atelier-lightbox img {
   max-width: 92vw; max-height: 86vh; min-width: min(512px, 80vw); object-fit: contain;

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-RUNS_OF_A_KIND = 24
+RUNS_OF_A_KIND = 46
 STYLES = ("flat_swapped", "noto_grey", "ink_inverted")
 """Looks that the demo's base model does not know: see `record_curves.pictures`."""
 

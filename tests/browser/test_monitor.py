@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,6 +94,15 @@ class Graph:
 
     def press(self, label: str) -> None:
         self.page.locator(PANEL).get_by_role("button", name=label, exact=True).click()
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, new_server: Callable[[Path], HostServer]
+) -> Iterator[HostServer]:
+    """Of its own: what programs queue, other tests among them, is shown on the node of that id."""
+    with new_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +387,7 @@ def test_it_is_legible_in_every_theme_and_language(
         graph = Graph(frontend)
         graph.load(training(pictures, ENDLESS))
         frontend.run(LONG_RUN, [TRAIN, names])
-        graph.look(1.3)
+        graph.look()
         frontend.screenshot(f"monitor-{locale}-{palette}")
         contrast = frontend.run(CONTRAST)
         assert min(contrast.values()) > 3, contrast
