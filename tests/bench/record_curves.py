@@ -45,6 +45,7 @@ from lora_atelier.training.objective.objective import ObjectiveSpec  # noqa: E40
 from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType  # noqa: E402
 from lora_atelier.training.optimizers.optimizer import OptimizerSpec  # noqa: E402
 from lora_atelier.training.runs.batches import Draw  # noqa: E402
+from lora_atelier.training.runs.guard import OnDivergence  # noqa: E402
 from lora_atelier.training.runs.loop import train  # noqa: E402
 from lora_atelier.training.runs.run import (  # noqa: E402
     TrainingRun,
@@ -141,6 +142,7 @@ class Studio:
             objective=ObjectiveSpec(curve.min_snr_gamma),
             mixed_precision=MixedPrecision.NO,
             max_train_steps=curve.steps,
+            on_divergence=OnDivergence.IGNORE,  # how a curve goes on is what is to be recorded
             seed=seed,
         )
         return TrainingRun(spec, data, HostDiffusionModel(self.parts.model))
@@ -182,9 +184,10 @@ def record(studio: Studio, curve: CurveRun) -> dict[str, Any]:
     return {
         "name": curve.name,
         "run": asdict(curve),
-        "loss": [_short(r.loss) for r in history] + [math.nan] * ("the loss is" in end),
+        "loss": [_short(r.loss) for r in history],
         "learning_rate": [_short(r.learning_rate) for r in history],
-        "grad_norm": [_short(r.grad_norm) for r in history] + [math.nan] * bool(end),
+        "grad_norm": [_short(r.grad_norm) for r in history],
+        "skipped": [r.skipped for r in history],
         "measured": {name: [_short(v) for v in values] for name, values in measured.items()},
         "ended": end,
     }

@@ -15,6 +15,7 @@ from enum import Enum
 
 import numpy as np
 
+from ..runs.guard import NOT_FINITE_IN_A_ROW
 from .loss_history import LossHistory, Points, finite
 from .trend import Figure, fit_decay, level, log_blocks, mann_kendall, theil_sen
 
@@ -32,8 +33,6 @@ RISE = 0.25
 """A rise of the training loss that is no longer a wobble (about 28 %)."""
 OVERFIT = 0.03
 """A rise of the validation loss above its lowest stretch that counts (3 %)."""
-BROKEN = math.log(3.0)
-"""A rise over the first losses after which the model is taken for broken (to three times)."""
 
 
 class Verdict(str, Enum):
@@ -90,10 +89,10 @@ def judge(history: LossHistory) -> Judgement:
     figures = _figures(losses, finite(history.validation))
     if bad:
         return Judgement(Verdict.NOT_FINITE, figures, bad)
-    return Judgement(_verdict(losses, figures, finite(history.validation)), figures)
+    return Judgement(_verdict(figures, finite(history.validation)), figures)
 
 
-def _verdict(losses: Sequence[float], figures: Figures, validation: Points) -> Verdict:
+def _verdict(figures: Figures, validation: Points) -> Verdict:
     if _broke(figures, validation):
         return Verdict.DIVERGING
     seen = len(validation) >= FEWEST_POINTS
@@ -183,11 +182,16 @@ def _point_noise(points: Points) -> float:
 
 
 def _first_bad(history: LossHistory) -> int:
+    """The first step that was taken though it was no number, or the first of the last steps when
+    these were all passed over for being none; 0 = there is no such step."""
+    norms = history.grad_norm or (0.0,) * history.steps
     skipped = history.skipped or (False,) * history.steps
-    for step, (loss, gone) in enumerate(zip(history.loss, skipped, strict=True), 1):
-        if not math.isfinite(loss) and not gone:
+    bad = [
+        not (math.isfinite(x) and math.isfinite(n))
+        for x, n in zip(history.loss, norms, strict=True)
+    ]
+    for step, (is_bad, gone) in enumerate(zip(bad, skipped, strict=True), 1):
+        if is_bad and not gone:
             return step
-    for step, norm in enumerate(history.grad_norm, 1):
-        if not math.isfinite(norm) and not skipped[step - 1]:
-            return step
-    return 0
+    last_good = max((step for step, is_bad in enumerate(bad, 1) if not is_bad), default=0)
+    return last_good + 1 if history.steps - last_good >= NOT_FINITE_IN_A_ROW else 0
