@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 import time
 from pathlib import Path
@@ -164,15 +165,21 @@ def test_reports_and_orders_from_other_threads_do_no_harm(monitor: RunMonitor) -
             failures.append(error)
 
     watchers = [threading.Thread(target=watch) for _ in range(3)]
-    for thread in watchers:
-        thread.start()
-    for step in range(1, 3001):
-        monitor.micro_step(never)
-        monitor.step(record(step), 3000)
-        monitor.validation(step, 1.0) if step % 100 == 0 else None
-    over.set()
-    for thread in watchers:
-        thread.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # s; threads meet at every place
+    try:
+        for thread in watchers:
+            thread.start()
+        for step in range(1, 3001):
+            monitor.micro_step(never)
+            monitor.step(record(step), 3000)
+            if step % 100 == 0:
+                monitor.validation(step, 1.0)
+    finally:
+        over.set()
+        for thread in watchers:
+            thread.join()
+        sys.setswitchinterval(interval)
     assert failures == []
     report = monitor.report()
     assert report["stride"] == 2 and report["points"]["step"][-1] == 3000
