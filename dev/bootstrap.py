@@ -43,7 +43,7 @@ HOST_SKIPPED = "extra_model_paths.yaml"  # points at that package's own model fo
 
 MINIMUM_PYTHON = (3, 10)
 MINIMUM_COMFYUI = (0, 3, 64)
-FRESH_INSTALL_GB = 12
+FRESH_INSTALL_GB = 10
 PIP_SCRATCH_GB = 4
 
 OWN_HOST_MODULES = ("torch", "torchvision", "transformers", "aiohttp", "safetensors", "yaml", "PIL")

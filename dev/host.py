@@ -53,6 +53,8 @@ class NodeError:
     exception_message: str
 
 
+END_TOLD_WITHIN = 10
+"""Seconds of silence after the history of a prompt is there."""
 NODE_ERROR_FIELDS = tuple(NodeError.__dataclass_fields__)
 
 
@@ -210,7 +212,7 @@ class HostServer:
 
     def import_times(self) -> dict[str, float]:
         """Seconds (to a tenth) that each custom node took to import; infinite if it failed."""
-        pattern = r"^ *([\d.]+) seconds( \(IMPORT FAILED\))?: (.*)$"
+        pattern = r"([\d.]+) seconds( \(IMPORT FAILED\))?: (.*)$"  # newer ones write [INFO] before
         table = self.log_text().partition("Import times for custom nodes:")[2]
         return {
             Path(folder).name: float("inf") if failed else float(seconds)
@@ -358,8 +360,8 @@ class HostServer:
     def _follow(
         self, events: _Events, prompt_id: str, on_event: Event | None, deadline: float
     ) -> None:
-        """Pass events on until the prompt is in the history."""
-        ended = False
+        """Pass events on until the prompt is in the history and its end was told."""
+        ended, patience = False, END_TOLD_WITHIN
         while True:
             if time.monotonic() > deadline:
                 self.interrupt()
@@ -370,8 +372,10 @@ class HostServer:
                 ended = ended or _is_end(*message, prompt_id)
                 if on_event is not None:
                     on_event(*message)
-            elif self._history(prompt_id):
-                return  # asked in every silence, in case the end was announced to nobody
+            elif self._history(prompt_id):  # asked in every silence: nobody may tell the end
+                patience -= 1  # but a busy machine may tell it late
+                if ended or patience < 0:
+                    return
 
     def _history(self, prompt_id: str) -> dict[str, Any]:
         return self.json(f"/history/{prompt_id}").get(prompt_id, {})

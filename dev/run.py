@@ -15,6 +15,8 @@ import sys
 import bootstrap
 
 NOT_SOAK = "not soak"
+WAIT_WITHOUT_SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""Several processes share the cores: threads of torch that wait must not keep the others out."""
 NO_TESTS = 5
 """Pytest's exit code when nothing was selected: there may be no soak test."""
 
@@ -24,8 +26,10 @@ def _demo(arguments: list[str]) -> list[str]:
 
 
 def _test(arguments: list[str]) -> list[str]:
-    # Two files at a time: much of a test's time is spent on waiting for a server.
-    share = [] if arguments else ["-n", "2", "--dist", "loadfile"]
+    # Two files at a time: much of a test's time is spent on waiting for a server. Not reordered,
+    # since tests/conftest.py begins with the longest.
+    share = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--durations=30"]
+    share = [] if arguments else share
     return ["-m", "pytest", *share, *_narrowed(NOT_SOAK, arguments)]
 
 
@@ -67,6 +71,8 @@ def main(arguments: list[str]) -> int:
     command = [str(bootstrap.venv_python()), *COMMANDS[name](rest)]
     environment = dict(os.environ, PYTHONNOUSERSITE="1")
     environment.pop("PYTHONPATH", None)
+    if name == "test":
+        environment = WAIT_WITHOUT_SPINNING | environment
     try:
         code = subprocess.call(command, cwd=bootstrap.ROOT, env=environment)
         return 0 if name == "soak" and code == NO_TESTS else code

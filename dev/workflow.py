@@ -1,121 +1,18 @@
-"""A workflow as the browser saves it -> the prompt that ComfyUI runs.
-
-    prompt = to_prompt(json.loads(path.read_text("utf-8")), server.object_info())
-
-A saved graph keeps the values of a node's widgets as a bare list, in the order of the node's
-inputs; the prompt names them. Follows graphToPrompt of ComfyUI's frontend (1.32), without
-subgraphs, group nodes and reroutes.
-"""
+"""The pack's own reader of saved workflows, for the tools and tests that run outside of ComfyUI."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import importlib.util
 
-NEVER, BYPASS = 2, 4
-"""LiteGraph's modes of a node: muted, and passed by."""
+from bootstrap import ROOT
 
-NOTES = ("Note", "MarkdownNote")
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-SEEDS = ("seed", "noise_seed")
+_SPEC = importlib.util.spec_from_file_location(
+    "saved_workflow", ROOT / "nodes" / "headless" / "workflow.py"
+)
+_READER = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_READER)
 
-
-class WorkflowError(ValueError):
-    """A graph that cannot be run here; names the node."""
-
-
-def to_prompt(ui: Mapping[str, Any], object_info: Mapping[str, Any]) -> dict[str, Any]:
-    """Node id -> {"class_type", "inputs", "_meta"}, as POST /prompt takes it.
-
-    Args:
-        ui: the saved graph (nodes and links, version 0.4).
-        object_info: the schemas, as GET /object_info gives them.
-
-    Raises:
-        WorkflowError: a node this server does not have, or values that do not fit its widgets.
-    """
-    nodes = {node["id"]: node for node in ui["nodes"] if node["type"] not in NOTES}
-    links = {link[0]: link for link in ui["links"]}
-    prompt: dict[str, Any] = {}
-    for node in nodes.values():
-        if node.get("mode", 0) in (NEVER, BYPASS):
-            continue
-        schema = object_info.get(node["type"])
-        if schema is None:
-            raise WorkflowError(f"{_name(node)}: this server has no such node.")
-        inputs = widget_values(node, schema)
-        for slot in node.get("inputs", []):
-            source = _source(slot.get("link"), slot["type"], links, nodes)
-            if source is not None:
-                inputs[slot["name"]] = source
-        title = node.get("title") or schema["display_name"]
-        prompt[str(node["id"])] = {
-            "class_type": node["type"],
-            "inputs": inputs,
-            "_meta": {"title": title},
-        }
-    return prompt
-
-
-def widget_values(node: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Input name -> the value in its widget.
-
-    A graph saved after a run holds further values behind these: what a node showed on itself.
-
-    Raises:
-        WorkflowError: fewer values than the schema has widgets.
-    """
-    names = list(widget_names(schema))
-    values = node.get("widgets_values") or []
-    if len(values) < len(names):
-        raise WorkflowError(
-            f"{_name(node)}: {len(values)} saved values for {len(names)} widgets "
-            f"({', '.join(names)}). Save the workflow again with this version."
-        )
-    return {name: value for name, value in zip(names, values, strict=False) if name}
-
-
-def widget_names(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Names in the order of the saved values; "" for the control below a seed, which is not sent.
-
-    Python does not know the control below a seed: the browser adds it to every INT input called
-    seed or noise_seed, unless the schema says otherwise.
-    """
-    for group in ("required", "optional"):
-        for name, definition in schema["input"].get(group, {}).items():
-            kind, options = definition[0], definition[1] if len(definition) > 1 else {}
-            if options.get("forceInput") or not (isinstance(kind, list) or kind in WIDGETS):
-                continue
-            yield name
-            if kind == "INT" and options.get("control_after_generate", name in SEEDS):
-                yield ""
-
-
-def _source(
-    link: int | None, kind: str, links: Mapping[int, list], nodes: Mapping[int, Any]
-) -> list[Any] | None:
-    """[node id, output] a link comes from, past bypassed nodes; None if nothing arrives."""
-    while link is not None:
-        _, origin, output, *_ = links[link]
-        node = nodes[origin]
-        mode = node.get("mode", 0)
-        if mode == NEVER:
-            return None
-        if mode != BYPASS:
-            return [str(origin), output]
-        link = _bypassed(node, output, kind)
-    return None
-
-
-def _bypassed(node: Mapping[str, Any], output: int, kind: str) -> int | None:
-    """The link into a bypassed node that takes the place of its output: same place, else type."""
-    inputs = node.get("inputs", [])
-    same_place = inputs[output : output + 1]
-    for slot in [*same_place, *inputs]:
-        if slot["type"] == kind:
-            return slot.get("link")
-    return None
-
-
-def _name(node: Mapping[str, Any]) -> str:
-    return f"node {node['id']} ({node['type']})"
+NOTES = _READER.NOTES
+WorkflowError = _READER.WorkflowError
+to_prompt = _READER.to_prompt
+widget_names = _READER.widget_names

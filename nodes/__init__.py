@@ -4,30 +4,49 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .captions import EditCaptions
-from .checkpoints import TrainingCheckpoints
-from .dataset import CombineDatasets, DatasetFromImages, LoadImageDataset
-from .fit import FitImages
-from .monitor_routes import register
-from .network import LoRANetwork
-from .objective import LossAndNoise
-from .optimizer import Optimizer
-from .preview import TrainingPreviews
-from .prior_preservation import PriorPreservation
-from .report import DatasetReport
-from .results import LossChart, SaveLoRA
-from .save_dataset import SaveDataset
-from .scheduler import LRScheduler
-from .start_training import StartTraining
-from .states import LoadTrainingState, SaveTrainingState
-from .train import TrainLoRA
-from .train_steps import TrainSteps
+from .config.checkpoints import TrainingCheckpoints
+from .config.network import LoRANetwork
+from .config.objective import LossAndNoise
+from .config.optimizer import Optimizer
+from .config.preview import TrainingPreviews
+from .config.prior_preservation import PriorPreservation
+from .config.scheduler import LRScheduler
+from .dataset.auto_tag import AutoTag
+from .dataset.caption_images import CaptionImages
+from .dataset.captions import EditCaptions
+from .dataset.curate import CurateDataset
+from .dataset.dataset import CombineDatasets, DatasetFromImages, LoadImageDataset
+from .dataset.fit import FitImages
+from .dataset.model_folders import register_model_folders
+from .dataset.report import DatasetReport
+from .dataset.save_dataset import SaveDataset
+from .gallery.gallery_routes import register as register_galleries
+from .generate.generate import GenerateDataset
+from .generate.prompt_matrix import PromptMatrixNode
+from .live.monitor_routes import register
+from .results.apply_lora import ApplyTrainedLoRA
+from .results.compare_grid import CompareGrid
+from .results.evaluate import EvaluateLoRA
+from .results.load_lora import LoadLoRAFile
+from .results.loss_chart import LossChart
+from .results.merge_loras import MergeLoRAs
+from .results.save_lora import SaveLoRA
+from .train.jobs import ExportTrainingJob, LoadTrainingJob
+from .train.start_training import StartTraining
+from .train.states import LoadTrainingState, SaveTrainingState
+from .train.train import TrainLoRA
+from .train.train_steps import TrainSteps
 
 NODES: list[type[io.ComfyNode]] = [
+    PromptMatrixNode,
+    GenerateDataset,
     LoadImageDataset,
     DatasetFromImages,
     FitImages,
+    AutoTag,
+    CaptionImages,
     EditCaptions,
+    CurateDataset,
     CombineDatasets,
     SaveDataset,
     DatasetReport,
@@ -43,12 +62,21 @@ NODES: list[type[io.ComfyNode]] = [
     TrainSteps,
     SaveTrainingState,
     LoadTrainingState,
+    ExportTrainingJob,
+    LoadTrainingJob,
+    LoadLoRAFile,
+    MergeLoRAs,
+    ApplyTrainedLoRA,
     SaveLoRA,
+    CompareGrid,
+    EvaluateLoRA,
     LossChart,
 ]
 
 
 register()
+register_galleries()
+register_model_folders()
 
 
 class AtelierExtension(ComfyExtension):

@@ -21,7 +21,12 @@ from tiny import tiny_sd15
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
 TINY_SD15 = "tiny_sd15.safetensors"
-LONGEST = ("tests/e2e/test_style.py", "tests/host/test_every_widget.py", "tests/e2e/test_cancel.py")
+LONGEST = (
+    "tests/e2e/test_style.py",
+    "tests/e2e/test_style_from_base.py",
+    "tests/host/test_every_widget.py",
+    "tests/e2e/test_cancel.py",
+)
 
 
 def _name_the_pack() -> None:

@@ -7,10 +7,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from host import PACK_NAME, HostServer
 
 SCREENSHOTS = Path(__file__).resolve().parents[1] / ".work" / "screenshots"
-WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "style_lora.json"
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+WORKFLOW = WORKFLOWS / "style_lora.json"
 READY = """() => window.app?.extensionManager && window.app.graph
     && LiteGraph.registered_node_types['AtelierTrainLoRA']
     && !document.querySelector('#vue-app .p-progressspinner')"""
@@ -31,7 +34,7 @@ class Frontend:
         page.on("pageerror", lambda error: self.errors.append(f"{error}\n{error.stack}"))
         page.on("console", self._listen)
         page.goto(server.url, wait_until="domcontentloaded")
-        page.wait_for_function(READY, timeout=60 * SECONDS)
+        page.wait_for_function(READY, timeout=240 * SECONDS)
         page.wait_for_timeout(SECONDS)
         self._close_banner()
 
@@ -65,11 +68,30 @@ class Frontend:
     def run(self, script: str, argument: Any = None) -> Any:
         return self.page.evaluate(script, argument)
 
-    def open_workflow(self) -> None:
-        """Load the workflow afresh, as opening its file does."""
-        ui = json.loads(WORKFLOW.read_text("utf-8"))
-        self.run("async ui => { await app.loadGraphData(ui, true, true, 'style_lora') }", ui)
+    def open_workflow(self, name: str = WORKFLOW.stem) -> None:
+        """Load a workflow afresh, as opening its file does."""
+        ui = json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))
+        script = "async ([ui, name]) => { await app.loadGraphData(ui, true, true, name) }"
+        self.run(script, [ui, name])
         self.page.wait_for_timeout(SECONDS)
+
+    def open_template(self, name: str) -> None:
+        """Through the template browser, whose picture of it must have come."""
+        card = f'[data-testid="template-workflow-{name}"]'
+        count = len(json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))["nodes"])
+        with Image.open(WORKFLOWS / f"{name}.jpg") as picture:
+            width = picture.width
+        self.run("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.page.locator("[role=dialog]").get_by_text(PACK_NAME).first.click()
+        self.page.locator(card).first.locator("img").first.wait_for(timeout=240 * SECONDS)
+        self.page.wait_for_function(
+            "([card, width]) => document.querySelector(`${card} img`)?.naturalWidth === width",
+            arg=[card, width],
+        )
+        self.screenshot("template-browser")
+        self.page.locator(card).first.click()
+        self.page.wait_for_function("count => app.graph._nodes.length === count", arg=count)
+        self.page.locator("[role=dialog]").wait_for(state="detached", timeout=60 * SECONDS)
 
     def open_nodes(self, types: list[str], left: int = 150) -> None:
         """An empty graph with one node of each type.
@@ -110,14 +132,18 @@ class Frontend:
         )
         self.page.locator('[data-testid="info-button"]').first.click()
         content = self.page.locator(".node-help-content .markdown-content")
-        content.locator("h1").wait_for(timeout=10 * SECONDS)
+        content.locator("h1").wait_for(timeout=60 * SECONDS)
         self.page.wait_for_timeout(SECONDS // 2)
         return content.inner_text()
 
     def search(self, text: str) -> list[str]:
         """Titles of the pack's nodes that the search box offers, opened by a double click."""
         self.run("() => app.graph.clear()")
-        box = self.page.locator("[id^='comfy-vue-node-search-box-input']")
+        older, newer = (
+            "[id^='comfy-vue-node-search-box-input']",
+            "[role=search] input[role=combobox]",
+        )
+        box = self.page.locator(f"{older}, {newer}")
         for _ in range(3):  # just after the box was closed, a double click may only focus
             self.page.mouse.dblclick(1100, 600)
             self.page.wait_for_timeout(SECONDS)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from in_memory import encoded_dataset
-from lora_atelier.nodes.monitor import RunMonitor, watched
-from lora_atelier.nodes.run_in_graph import RunOptions, train_in_graph
+from lora_atelier.nodes.live.monitor import RunMonitor, watched
+from lora_atelier.nodes.train.run_in_graph import RunOptions, train_in_graph
 from lora_atelier.training.base_model.precision import MixedPrecision
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from lora_atelier.training.host.encoders import encode_captions

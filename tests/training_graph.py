@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Watched:
             self.messages += [message["text"] for message in data["messages"]]
         if name == "binary" and int.from_bytes(data[:4], "big") == PROGRESS_TEXT:
             end = 8 + int.from_bytes(data[4:8], "big")
-            self.texts[data[8:end].decode()] = data[end:].decode()
+            self.texts[data[8:end].decode()] = html.unescape(data[end:].decode())
 
     def ran(self, node_id: str) -> bool:
         """False if ComfyUI still had its result."""

@@ -11,13 +11,21 @@ import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.model_patcher import ModelPatcher
 
-FLUX = {
-    "image_model": "flux",
+from host_configs import flux_config
+
+FLUX = flux_config(
+    image_model="flux",
     **{"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 768},
-    **{"hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1},
+    **{
+        "hidden_size": 64,
+        "mlp_ratio": 2.0,
+        "num_heads": 2,
+        "depth": 1,
+        "depth_single_blocks": 1,
+    },
     **{"axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "qkv_bias": True},
     **{"guidance_embed": True, "dtype": torch.float32},
-}
+)
 """Listens to SD1.5's text encoder."""
 
 

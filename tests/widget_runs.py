@@ -31,8 +31,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_atelier.nodes import NODES
-from lora_atelier.nodes.outputs import runs_folder
-from lora_atelier.nodes.run_in_graph import run_folder
+from lora_atelier.nodes.graph.outputs import runs_folder
+from lora_atelier.nodes.train.run_in_graph import run_folder
 from lora_atelier.training.errors import AtelierError
 from tiny_training import Parts, load_parts
 from widget_models import kl_autoencoder, small_flux

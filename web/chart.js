@@ -1,6 +1,6 @@
 // The chart of a run on a canvas: lines over steps, axes, and a cross-hair.
 
-import { drawBand, drawDot, drawLine, drawPoints, drawTag } from "./chart_lines.js";
+import { drawBand, drawDot, drawLevel, drawLine, drawPoints, drawTag } from "./chart_lines.js";
 import { listen } from "./chart_mouse.js";
 import { logTicks, quantile, scale, short, ticks } from "./chart_scale.js";
 import { OWN_AXES, SERIES, coloursBeside } from "./chart_series.js";
@@ -121,8 +121,8 @@ export class Chart {
   _lossAxis() {
     const values = this.shown.smoothed ? this._values("smoothed", "mean") : [];
     if (this.shown.validation) {
-      for (const [step, value] of this.validation) {
-        if (value !== null && this._inside(step)) values.push(value);
+      for (const [step, ...losses] of this.validation) {
+        if (this._inside(step)) values.push(...losses.filter((value) => value !== null));
       }
     }
     if (this.shown.loss || !values.length) {
@@ -190,12 +190,19 @@ export class Chart {
       if (!this.shown[name] || (kind !== "points" && !values)) continue;
       const y = (value) => this._y(axes[axis], value);
       pen.strokeStyle = pen.fillStyle = this.colours[name];
-      if (kind === "points") drawPoints(pen, this.validation, x, y);
+      if (kind === "points") this._drawValidation(pen, x, y);
       else if (kind === "line") {
         drawLine(pen, this.points.step, values.mean, x, y, axis === "loss" ? 2 : 1.25);
       } else drawBand(pen, this.points.step, values, x, y, { high: axes[axis].high, top });
     }
     pen.restore();
+  }
+
+  /** With the level of the base model, which the loss should stay below. */
+  _drawValidation(pen, x, y) {
+    drawPoints(pen, this.validation, x, y);
+    const base = this.validation[this.validation.length - 1]?.[2] ?? null;
+    if (base !== null) drawLevel(pen, this.box, y(base));
   }
 
   _drawCross(pen, axes) {

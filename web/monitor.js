@@ -3,11 +3,13 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { allNodes, newestOf, root } from "./graph_nodes.js";
+import { inTurnFor } from "./in_turn.js";
 import { Panel } from "./monitor_panel.js";
 import { follows, merge } from "./monitor_run.js";
 import { textsFor } from "./monitor_texts.js";
 
-const NODES = ["AtelierTrainLoRA", "AtelierTrainSteps"];
+const NODES = ["AtelierTrainLoRA", "AtelierTrainSteps", "AtelierLoadJob"];
 const EVENT = "atelier.run";
 const WIDGET = "atelier_monitor";
 const ROUTE = "/atelier/runs";
@@ -23,34 +25,8 @@ async function ask(path, options) {
   return answer.json();
 }
 
-const root = () => app.rootGraph ?? app.graph;
-
-/** The node with an id such as "12:7": node 7 in the graph of the subgraph node 12. */
-function findNode(path) {
-  let graph = root();
-  const ids = String(path).split(":");
-  const last = ids.pop();
-  for (const id of ids) graph = graph?.getNodeById(id)?.subgraph;
-  return graph?.getNodeById(last) ?? null;
-}
-
-function* allNodes(graph) {
-  for (const node of graph?._nodes ?? []) {
-    yield node;
-    if (node.subgraph) yield* allNodes(node.subgraph);
-  }
-}
-
 /** Node -> id of the newest run that was queued from it. */
-function newestRuns() {
-  const found = new Map();
-  for (const { id, node, workflow } of known) {
-    if (workflow && workflow !== root()?.id) continue; // of another graph
-    const target = findNode(node);
-    if (target && panels.has(target) && !found.has(target)) found.set(target, id);
-  }
-  return found;
-}
+const newestRuns = () => newestOf(known, (node) => panels.has(node));
 
 function show(node, run) {
   const panel = panels.get(node);
@@ -91,11 +67,7 @@ async function follow({ detail: report }) {
   for (const [node, id] of newestRuns()) if (id === run.id) show(node, run);
 }
 
-// One after another: an event must not overtake the answer that one before is waiting for.
-let last = Promise.resolve();
-function inTurn(task) {
-  last = last.then(task).catch((error) => console.warn("LoRA Atelier monitor:", error));
-}
+const inTurn = inTurnFor("monitor");
 
 let soon;
 function restoreSoon() {

@@ -3,9 +3,10 @@
 import { Chart } from "./chart.js";
 import { duration, short } from "./chart_scale.js";
 import { SERIES, coloursBeside } from "./chart_series.js";
+import { make } from "./elements.js";
 import { showStrip } from "./monitor_previews.js";
 import { isOver } from "./monitor_run.js";
-import { addStyle } from "./monitor_style.js";
+import { addMonitorStyle } from "./monitor_style.js";
 
 const HINT_HEIGHT = 26;
 const CHART_HEIGHT = 290;
@@ -14,20 +15,13 @@ const MESSAGES_HEIGHT = 56;
 const GIGABYTE = 2 ** 30;
 const CHOICES = "LoraAtelier.Monitor"; // which lines this browser shows
 
-function make(tag, className, parent) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  parent?.append(element);
-  return element;
-}
-
 export class Panel {
   /**
    * @param text from the name of a text to the text, see monitor_texts.js.
    * @param steer asks the server: (run id, "finish" | "pause" | "resume").
    */
   constructor(text, steer) {
-    addStyle();
+    addMonitorStyle();
     this.text = text;
     this.steer = steer;
     this.run = null;
@@ -229,14 +223,17 @@ export class Panel {
     for (const [name, { button, value }] of Object.entries(this.entries)) {
       const present = name === "validation" ? validation.length > 0 : at >= 0;
       button.hidden = !present;
-      const number =
-        name === "validation" ? this._validationAt(points.step[at]) : points[name]?.mean[at];
-      value.textContent = present ? short(number) : "";
+      if (name === "validation") value.textContent = this._validationAt(points.step[at]);
+      else value.textContent = present ? short(points[name]?.mean[at]) : "";
     }
   }
 
+  /** The loss at a step or last before, and that of the base model. */
   _validationAt(step) {
     const until = this.run.validation.filter(([at]) => step === undefined || at <= step);
-    return until[until.length - 1]?.[1];
+    if (!until.length) return "";
+    const [, loss, base] = until[until.length - 1];
+    const level = base === null ? "" : ` (${this.text("baseModel")} ${short(base)})`;
+    return short(loss) + level;
   }
 }

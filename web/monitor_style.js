@@ -1,5 +1,7 @@
 // The monitor's look, in the colours of ComfyUI's theme.
 
+import { addStyle } from "./elements.js";
+
 const STYLE = `
 .atelier-monitor {
   --line: color-mix(in srgb, var(--fg-color) 18%, transparent);
@@ -100,11 +102,4 @@ const STYLE = `
 .atelier-lightbox p { margin: 0; color: #fff; font: 14px Inter, Arial, sans-serif; }
 `;
 
-/** Put the style into the page, once. */
-export function addStyle() {
-  if (document.getElementById("atelier-monitor-style")) return;
-  const element = document.createElement("style");
-  element.id = "atelier-monitor-style";
-  element.textContent = STYLE;
-  document.head.append(element);
-}
+export const addMonitorStyle = () => addStyle("atelier-monitor-style", STYLE);

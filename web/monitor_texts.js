@@ -1,5 +1,7 @@
 // What the monitor says, in the two languages of the pack.
 
+import { translator } from "./texts.js";
+
 const ENGLISH = {
   hint: "The training chart appears here.",
   encoding: "Preparing",
@@ -28,6 +30,7 @@ const ENGLISH = {
   loss: "loss",
   smoothed: "average",
   validation: "validation",
+  baseModel: "base model",
   learning_rate: "learning rate",
   grad_norm: "gradient",
   toggle: "Click to show or hide.",
@@ -64,6 +67,7 @@ const CHINESE = {
   loss: "损失",
   smoothed: "平均",
   validation: "验证",
+  baseModel: "基础模型",
   learning_rate: "学习率",
   grad_norm: "梯度",
   toggle: "点击显示或隐藏。",
@@ -72,11 +76,7 @@ const CHINESE = {
   unreachable: "服务器没有响应：{error}",
 };
 
-/** A function from the name of a text and its numbers to the text. */
-export function textsFor(locale) {
-  const table = String(locale ?? "").startsWith("zh") ? CHINESE : ENGLISH;
-  return (name, values = {}) =>
-    (table[name] ?? name).replace(/\{(\w+)\}/g, (_, key) => values[key] ?? "");
-}
-
 export const LANGUAGES = { en: ENGLISH, zh: CHINESE };
+
+/** A function from the name of a text and its numbers to the text. */
+export const textsFor = (locale) => translator(LANGUAGES, locale);

@@ -14,7 +14,7 @@ from comfy_modules import make_importable
 
 make_importable()
 
-from lora_atelier.nodes.run_monitor import RunMonitor  # noqa: E402
+from lora_atelier.nodes.live.run_monitor import RunMonitor  # noqa: E402
 from lora_atelier.training.runs.run import StepRecord  # noqa: E402
 
 STEP_SECONDS = 0.1

@@ -11,7 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-RUNS_OF_A_KIND = 46
+RUNS_OF_A_KIND = {
+    "_enough": 46,
+    "_four_pictures": 46,
+    "_low_rate": 24,
+    "_high_rate": 24,
+    "_absurd_rate": 24,
+}
+"""More of the kinds that often end on a border between two verdicts."""
 STYLES = ("flat_swapped", "noto_grey", "ink_inverted")
 """Looks that the demo's base model does not know: see `record_curves.pictures`."""
 
@@ -43,7 +50,12 @@ class CurveRun:
 def curve_runs() -> list[CurveRun]:
     """All of them, the kinds in turn, so that a recording that is cut short has some of each."""
     kinds = (_enough, _four_pictures, _low_rate, _high_rate, _absurd_rate)
-    return [_choose(kind, number) for number in range(RUNS_OF_A_KIND) for kind in kinds]
+    return [
+        _choose(kind, number)
+        for number in range(max(RUNS_OF_A_KIND.values()))
+        for kind in kinds
+        if number < RUNS_OF_A_KIND[kind.__name__]
+    ]
 
 
 def _choose(kind: Callable[[random.Random], dict[str, Any]], number: int) -> CurveRun:

@@ -46,6 +46,7 @@ def open_frontend(server: HostServer, chromium: Any, tiny_checkpoint: Path) -> O
     def opened(locale: str = "en", palette: str = "dark") -> Iterator[Frontend]:
         window = chromium.new_context(viewport={"width": 1920, "height": 1080}, locale="en-US")
         try:
+            window.set_default_timeout(120_000)  # a busy machine takes its time
             yield Frontend(window.new_page(), server, locale, palette)
         finally:
             window.close()

@@ -41,7 +41,10 @@ PICTURE = """() => {
     const pixels = Array.from({ length: data.length / 4 }, (_, i) => data.slice(4 * i, 4 * i + 4));
     const near = ([r, g, b], [x, y, z]) => Math.abs(r - x) + Math.abs(g - y) + Math.abs(b - z) < 12;
     const count = colour => pixels.filter(pixel => pixel[3] > 200 && near(pixel, colour)).length;
-    return { width: canvas.width, average: count([255, 122, 133]), rate: count([127, 214, 164]) };
+    return {
+        width: canvas.width, loss: count([143, 180, 224]), average: count([255, 122, 133]),
+        rate: count([127, 214, 164]), validation: count([245, 215, 110]),
+    };
 }"""
 
 
@@ -56,7 +59,7 @@ class Graph:
         self.page.wait_for_function(
             "id => app.canvas.graph?.getNodeById(id)?.widgets?.some(widget => widget.monitor)",
             arg=self.node,
-            timeout=60 * SECONDS,
+            timeout=240 * SECONDS,
         )
         self.look()
 
@@ -88,7 +91,7 @@ class Graph:
         self.page.wait_for_function(
             f"path => {{ const run = ({STATE})(path); return run && ({condition}); }}",
             arg=self.node,
-            timeout=seconds * SECONDS,
+            timeout=4 * seconds * SECONDS,
         )
         return self.state()
 
@@ -155,6 +158,14 @@ def test_before_a_run_there_is_one_slim_line_and_nothing_to_save(graph: Graph) -
     graph.frontend.screenshot("monitor-empty")
 
 
+def test_every_node_that_trains_has_one(english: Frontend) -> None:
+    english.open_nodes(["AtelierTrainLoRA", "AtelierTrainSteps", "AtelierStartTraining"])
+    have = english.run(
+        "() => app.graph._nodes.filter(n => n.widgets?.some(w => w.monitor)).map(n => n.type)"
+    )
+    assert have == ["AtelierTrainLoRA", "AtelierTrainSteps"]
+
+
 def test_finish_now_is_a_success_and_what_follows_runs(graph: Graph, server: HostServer) -> None:
     files = saved(server)
     graph.queue()
@@ -202,25 +213,33 @@ def test_cancel_works_while_paused_and_keeps_the_lora(graph: Graph, server: Host
 
 
 def test_a_reload_restores_the_chart_and_a_second_tab_follows(graph: Graph) -> None:
+    """Paused, the run sends no events: what a fresh page shows, it has asked for."""
     graph.queue()
     graph.wait("run.step > 5")
+    graph.press("Pause")
+    held = graph.wait("run.status === 'paused'")
     saved_graph = graph.frontend.run("() => app.graph.serialize()")
-    before = graph.state()
     graph.page.reload(wait_until="domcontentloaded")
-    graph.page.wait_for_function("() => window.app?.graph?._nodes?.length", timeout=60 * SECONDS)
-    graph.wait(f"run.step >= {before['step']}")
+    graph.page.wait_for_function("() => window.app?.graph?._nodes?.length", timeout=240 * SECONDS)
+    assert graph.wait("run.steps.length") == held
     page = graph.page.context.new_page()
     try:
         page.goto(graph.frontend.server.url, wait_until="domcontentloaded")
-        page.wait_for_function(READY, timeout=60 * SECONDS)
+        page.wait_for_function(READY, timeout=240 * SECONDS)
         page.wait_for_timeout(2 * SECONDS)
         page.evaluate("async graph => { await app.loadGraphData(graph) }", saved_graph)
+        page.wait_for_function(f"path => ({STATE})(path)?.steps.length", arg=TRAIN)
+        assert page.evaluate(STATE, TRAIN) == held
+        graph.page.bring_to_front()
+        graph.look()
+        graph.press("Continue")
         for one in (page, graph.page):
             one.wait_for_function(
-                f"path => ({STATE})(path)?.step > {before['step'] + 5}", arg=TRAIN, timeout=60_000
+                f"path => ({STATE})(path).step > {held['step'] + 5}",
+                arg=TRAIN,
+                timeout=240 * SECONDS,
             )
-        there = page.evaluate(STATE, TRAIN)
-        here = graph.state()
+        there, here = page.evaluate(STATE, TRAIN), graph.state()
         shared = min(there["step"], here["step"])
         assert there["losses"][:shared] == here["losses"][:shared]
         assert there["steps"] == list(range(1, there["step"] + 1))
@@ -330,6 +349,12 @@ def test_previews_validation_and_spikes(graph: Graph) -> None:
     )
     graph.look()
     graph.frontend.screenshot("monitor-previews-dark")
+    drawn = graph.frontend.run(PICTURE)
+    assert drawn["average"] > 200
+    assert 0 < drawn["loss"] < 300, "only the marks of spikes have the full colour"
+    graph.frontend.run(WITHOUT_BASE, TRAIN)
+    page.wait_for_timeout(200)
+    assert graph.frontend.run(PICTURE)["validation"] < drawn["validation"] - 100
     strip.nth(1).click()
     box = page.locator(".atelier-lightbox")
     assert box.inner_text() == "step 5000"
@@ -338,6 +363,13 @@ def test_previews_validation_and_spikes(graph: Graph) -> None:
     graph.frontend.screenshot("monitor-lightbox")
     page.keyboard.press("Escape")
     assert box.count() == 0
+
+
+WITHOUT_BASE = """id => {
+    const { monitor } = app.graph.getNodeById(id).widgets.find(w => w.monitor);
+    const { chart } = monitor;
+    chart.set({ points: chart.points, validation: chart.validation.map(([s, v]) => [s, v, null]) });
+}"""
 
 
 LONG_RUN = """([id, pictures]) => {
@@ -368,7 +400,8 @@ LONG_RUN = """([id, pictures]) => {
         id: 'made', status: 'running', finish_requested: false, pause_requested: false,
         step: 6000, last_step: 8000, epoch: 59, stride: 4, points,
         seconds_per_step: 0.42, seconds_left: 840, memory: { process: 3.2e9, device: 1.1e10 },
-        validation: [0, 1, 2, 3, 4, 5].map(i => [500 + 1000 * i, 0.17 - 0.012 * i + 0.002 * i * i]),
+        validation: [0, 1, 2, 3, 4, 5].map(
+            i => [500 + 1000 * i, 0.17 - 0.012 * i + 0.002 * i * i, 0.19]),
         previews: pictures.map((name, i) => (
             { step: 1000 * (i + 1), filename: name, subfolder: 'monitored', type: 'input' })),
         messages: [{ text: 'The learning rate is high for this optimizer.', level: 'warning' }],

@@ -25,6 +25,6 @@ def test_the_curve_is_drawn_on_the_node(english: Frontend) -> None:
     english.open_nodes(["AtelierScheduler"])
     english.run(BUILD)
     english.run("() => app.queuePrompt(0)")
-    english.page.wait_for_function(f"() => ({SHOWN})()?.[0]?.[0] > 0", timeout=60_000)
+    english.page.wait_for_function(f"() => ({SHOWN})()?.[0]?.[0] > 0", timeout=240 * 1000)
     english.screenshot("scheduler")
     assert english.run(SHOWN) == [[640, 360]]

@@ -159,3 +159,43 @@ def test_cancel_keeps_the_lora_so_far_and_harms_nothing(server: HostServer, cycl
     after = server.queue(base_picture(end=9998)).check()
     assert np.array_equal(latent(server, after, "base"), cycle.base_latent)
     server.queue(training(folder, steps=1, prefix="atelier/after_cancel")).check()
+
+
+def test_it_trains_on_what_other_nodes_encoded(server: HostServer) -> None:
+    """Conditioning and latents that are ready: neither CLIP nor VAE is wired to Train LoRA."""
+    prompt = training("unused", steps=2, prefix="atelier/ready")
+    del prompt[DATASET]
+    whole = prompt[TRAIN]["inputs"]
+    prompt |= {
+        "images": node("EmptyImage", width=64, height=64, batch_size=2, color=0xCC6611),
+        "dataset": node("AtelierDatasetFromImages", images=["images", 0], captions="a red cat"),
+        "latents": node("VAEEncode", pixels=["images", 0], vae=[LOADER, 2]),
+        "text": node("CLIPTextEncode", clip=[LOADER, 1], text="a red cat"),
+        "encoding": node(
+            "AtelierTrainLoRA", **{**whole, "dataset": ["dataset", 0], "resume": "start_again"}
+        ),
+        "encoding-save": node(
+            "AtelierSaveLoRA",
+            **{
+                **prompt[SAVE]["inputs"],
+                "lora": ["encoding", 3],
+                "filename_prefix": "atelier/encoding",
+            },
+        ),
+    }
+    ready = {name: link for name, link in whole.items() if name not in ("clip", "vae")}
+    ready |= {"dataset": ["dataset", 0], "conditioning": ["text", 0], "latents": ["latents", 0]}
+    prompt[TRAIN] = node("AtelierTrainLoRA", **ready)
+    server.queue(prompt).check()
+    files = [
+        max((server.base / "output/atelier").glob(f"{name}_*.safetensors"))
+        for name in ("ready", "encoding")
+    ]
+    one, other = map(load_file, files)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        # A batch is rounded otherwise than its pictures; a step moves a number by 2e-3.
+        np.testing.assert_allclose(value, other[name], atol=1e-4)
+    del prompt[TRAIN]["inputs"]["conditioning"]
+    refused = server.queue(prompt)
+    assert "clip: this checkpoint holds no text encoder, or none is wired" in str(refused.errors)

@@ -15,6 +15,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from host_configs import flux_config
 from in_memory import PLACEMENT
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
@@ -287,24 +288,24 @@ def test_part_of_a_file_that_fits_no_layer_is_refused_by_name(parts: Parts) -> N
         HostDiffusionModel(parts.model).layers(spec)
 
 
-FLUX = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "vec_in_dim": 32,
-    "context_in_dim": 48,
-    "hidden_size": 64,
-    "mlp_ratio": 4.0,
-    "num_heads": 2,
-    "depth": 1,
-    "depth_single_blocks": 1,
-    "axes_dim": [8, 12, 12],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "guidance_embed": True,
-    "dtype": torch.float32,
-}
+FLUX = flux_config(
+    image_model="flux",
+    in_channels=16,
+    out_channels=16,
+    vec_in_dim=32,
+    context_in_dim=48,
+    hidden_size=64,
+    mlp_ratio=4.0,
+    num_heads=2,
+    depth=1,
+    depth_single_blocks=1,
+    axes_dim=[8, 12, 12],
+    theta=10000,
+    patch_size=2,
+    qkv_bias=True,
+    guidance_embed=True,
+    dtype=torch.float32,
+)
 
 
 @pytest.fixture(scope="module")

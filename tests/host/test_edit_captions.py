@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from comfy_api.latest import io
 
-from lora_atelier.nodes.captions import EditCaptions
+from lora_atelier.nodes.dataset.captions import EditCaptions
 from lora_atelier.training.dataset.caption_edits import CaptionEdits
 from lora_atelier.training.dataset.caption_options import CaptionOptions
 from lora_atelier.training.dataset.pictures import ImageFile

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lora_atelier.nodes.outputs import output_folder
+from lora_atelier.nodes.graph.outputs import output_folder
 from lora_atelier.training.errors import AtelierError
 from widget_rows import Row, check_row, differ
 from widget_runs import (

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lora_atelier.nodes.outputs import output_folder
+from lora_atelier.nodes.graph.outputs import output_folder
 from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.folder import FolderOptions, load_folder
 from lora_atelier.training.host.session import start_run

@@ -34,6 +34,8 @@ def frozen(value: Tensor) -> nn.Parameter:
 
 def scaled_fp8() -> nn.Module:
     """Its numbers mean nothing without `scale_weight`, which the host applies in its forward."""
+    if not hasattr(comfy.ops, "scaled_fp8_ops"):
+        pytest.skip("newer hosts turn such files into their own quantised layers")
     scale = weight().abs().max() / 448  # the largest e4m3 number
     layer = comfy.ops.scaled_fp8_ops(override_dtype=torch.float8_e4m3fn).Linear(IN, OUT)
     layer.weight = frozen((weight() / scale).to(torch.float8_e4m3fn))
@@ -48,11 +50,7 @@ def mixed_precision() -> nn.Module:
     ops = comfy.ops.mixed_precision_ops(config, torch.float32, full_precision_mm=True)
     layer = ops.Linear(IN, OUT)
     scale = weight().abs().max() / 448
-    packed = QuantizedTensor(
-        (weight() / scale).to(torch.float8_e4m3fn),
-        "TensorCoreFP8Layout",
-        {"scale": scale, "orig_dtype": torch.float32, "block_size": None},
-    )
+    packed = QuantizedTensor.from_float(weight(), "TensorCoreFP8Layout", scale=scale)
     layer.weight, layer.bias = frozen(packed), frozen(bias())
     return layer
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from families import FAMILIES
 from four_bit import BareNF4, store_in_nf4
 from in_memory import encoded_dataset
-from lora_atelier.nodes.start_training import begin
+from lora_atelier.nodes.train.start_training import begin
 from lora_atelier.training.dataset.fit import FitOptions
 from lora_atelier.training.dataset.folder import FolderOptions, load_folder
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel

@@ -14,14 +14,19 @@ import comfy.model_management
 import pytest
 from comfy_execution.utils import CurrentNodeContext
 
-from lora_atelier.nodes.monitor import RUNS, Runs, watched
-from lora_atelier.nodes.run_monitor import RunMonitor, Status
+from lora_atelier.nodes.live.browsers import Newest
+from lora_atelier.nodes.live.monitor import RUNS, watched
+from lora_atelier.nodes.live.run_monitor import RunMonitor, Status
 from lora_atelier.training.results.loss_chart import smoothed
 from lora_atelier.training.runs.run import StepRecord, start
 from lora_atelier.training.runs.validation import ValidationPoint
 from tiny_training import CAPTIONS, encode, load_parts, make_run, quick_spec, train_as_node
 
 Report = dict[str, Any]
+
+
+def measured(step: int, loss: float) -> ValidationPoint:
+    return ValidationPoint(step, loss, 0.5, (), ())
 
 
 def record(step: int, loss: float = 0.5, grad_norm: float = 1.0) -> StepRecord:
@@ -76,10 +81,10 @@ def test_the_smoothed_loss_is_that_of_the_finished_chart(monitor: RunMonitor) ->
 
 def test_a_report_is_valid_json_whatever_the_numbers(monitor: RunMonitor) -> None:
     monitor.step(record(1, math.nan, math.inf), 5)
-    monitor.validation(1, math.nan)
+    monitor.validation(measured(1, math.nan))
     report = json.loads(json.dumps(monitor.report(), allow_nan=False))
     assert report["latest"]["loss"] is None and report["latest"]["grad_norm"] is None
-    assert report["validation"] == [[1, None]]
+    assert report["validation"] == [[1, None, 0.5]]
     assert report["memory"]["process"] > 10**7
 
 
@@ -174,7 +179,7 @@ def test_reports_and_orders_from_other_threads_do_no_harm(monitor: RunMonitor) -
             monitor.micro_step(never)
             monitor.step(record(step), 3000)
             if step % 100 == 0:
-                monitor.validation(step, 1.0)
+                monitor.validation(measured(step, 1.0))
     finally:
         over.set()
         for thread in watchers:
@@ -187,7 +192,7 @@ def test_reports_and_orders_from_other_threads_do_no_harm(monitor: RunMonitor) -
 
 
 def test_the_oldest_runs_are_forgotten(monitor: RunMonitor) -> None:
-    runs = Runs(2)
+    runs: Newest[RunMonitor] = Newest(2)
     made = [RunMonitor(lambda report: None) for _ in range(3)]
     for one in made:
         runs.add(one)
@@ -223,10 +228,10 @@ def test_asked_to_finish_before_the_first_step_it_takes_one(tiny_checkpoint: Pat
 
 
 def test_what_was_measured_before_is_there(monitor: RunMonitor) -> None:
-    monitor.recall([record(1), record(2)], [ValidationPoint(2, 0.25, 0.5, (), ())])
-    monitor.validation(4, 0.125)
+    monitor.recall([record(1), record(2)], [measured(2, 0.25)])
+    monitor.validation(measured(4, 0.125))
     report = monitor.report()
-    assert report["validation"] == [[2, 0.25], [4, 0.125]]
+    assert report["validation"] == [[2, 0.25, 0.5], [4, 0.125, 0.5]]
     assert report["points"]["step"] == [1, 2]
 
 

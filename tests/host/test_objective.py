@@ -17,10 +17,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from host_configs import flux_config
 from in_memory import FIT, PLACEMENT
-from lora_atelier.nodes.objective import LossAndNoise
-from lora_atelier.nodes.prior_preservation import PriorPreservation
-from lora_atelier.nodes.train import TrainLoRA
+from lora_atelier.nodes.config.objective import LossAndNoise
+from lora_atelier.nodes.config.prior_preservation import PriorPreservation
+from lora_atelier.nodes.train.train import TrainLoRA
 from lora_atelier.training.dataset.fit import Variant
 from lora_atelier.training.dataset.pictures import ImagePixels
 from lora_atelier.training.dataset.samples import ImageDataset, Role, Sample
@@ -320,24 +321,24 @@ def test_zero_terminal_snr_leaves_the_model_as_it_was(parts: Parts) -> None:
 
 # Guidance.
 
-FLUX = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "vec_in_dim": 32,
-    "context_in_dim": 48,
-    "hidden_size": 64,
-    "mlp_ratio": 2.0,
-    "num_heads": 2,
-    "depth": 1,
-    "depth_single_blocks": 1,
-    "axes_dim": [8, 12, 12],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "guidance_embed": True,
-    "dtype": torch.float32,
-}
+FLUX = flux_config(
+    image_model="flux",
+    in_channels=16,
+    out_channels=16,
+    vec_in_dim=32,
+    context_in_dim=48,
+    hidden_size=64,
+    mlp_ratio=2.0,
+    num_heads=2,
+    depth=1,
+    depth_single_blocks=1,
+    axes_dim=[8, 12, 12],
+    theta=10000,
+    patch_size=2,
+    qkv_bias=True,
+    guidance_embed=True,
+    dtype=torch.float32,
+)
 
 
 def small_flux(guidance_embed: bool = True) -> ModelPatcher:

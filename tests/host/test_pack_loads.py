@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +80,26 @@ def test_every_input_has_a_tooltip(schemas: dict[str, Any]) -> None:
 
 
 def test_start_up_is_not_slowed_down(server: HostServer, own_server: HostServer) -> None:
-    """ComfyUI writes tenths of a second. On a busy machine one start tells little: the best of up
-    to three counts."""
+    """0.2 s on a desktop of today; ComfyUI writes tenths. On a busy machine one start tells little:
+    the best of up to three counts."""
     best = server.import_times()[PACK_NAME]
     for _ in range(2):
         if best > 0.1:
             with own_server.start():
                 best = min(best, own_server.import_times()[PACK_NAME])
-    assert best <= 0.2
+    assert best <= 0.2 * _slowness()
+
+
+def _slowness() -> float:
+    """How many times as long this machine takes for what an import is mostly made of: a desktop
+    makes a frozen dataclass in 0.4 ms."""
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        for _ in range(20):
+            make_dataclass("Fields", ["a", "b", "c"], frozen=True)
+        seconds.append((time.perf_counter() - started) / 20)
+    return max(1.0, min(seconds) / 0.4e-3)
 
 
 HEAVY_IMPORTS = """

@@ -13,6 +13,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from host_configs import flux_config
 from lora_atelier.training.base_model.precision import MixedPrecision
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel, parameter_count
@@ -23,12 +24,12 @@ from lora_atelier.training.runs.loop import train
 from lora_atelier.training.runs.run import TrainingState, start
 from tiny_training import CAPTIONS, Parts, Recorder, encode, load_parts, make_run, quick_spec
 
-FLUX = {
-    "image_model": "flux",
+FLUX = flux_config(
+    image_model="flux",
     **{"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096},
     **{"hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "axes_dim": [16, 56, 56]},
     **{"theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True},
-}
+)
 NARROW = [AdapterPrecision.BF16_STOCHASTIC, AdapterPrecision.BF16_KAHAN]
 
 

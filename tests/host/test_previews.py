@@ -23,13 +23,15 @@ from PIL import Image
 from torch import Tensor
 
 from in_memory import encoded_dataset
-from lora_atelier.nodes.outputs import output_folder
-from lora_atelier.nodes.preview import TrainingPreviews
-from lora_atelier.nodes.previews import PreviewGallery
+from lora_atelier.nodes.config.preview import TrainingPreviews
+from lora_atelier.nodes.graph.outputs import output_folder
+from lora_atelier.nodes.live.monitor import watched
+from lora_atelier.nodes.live.previews import PreviewGallery
+from lora_atelier.nodes.train.run_in_graph import RunOptions, train_in_graph
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.host.progress import raise_if_cancelled
 from lora_atelier.training.host.sampling import sample_previews, sampler_names
-from lora_atelier.training.host.session import trained_models
+from lora_atelier.training.host.session import GraphModels, trained_models
 from lora_atelier.training.network.build import NetworkSpec
 from lora_atelier.training.network.spec import TextEncoders
 from lora_atelier.training.optimizers.optimizer import OptimizerSpec
@@ -288,6 +290,16 @@ def test_pictures_and_sheet_lie_in_the_folder_of_the_run(
     with Image.open(folder / "previews" / "step000200-p1-s4.png") as picture:
         told = json.loads(picture.info["atelier_preview"])
     assert (told["prompt"], told["seed"], told["step"]) == ("two [grey] cats", 4, 200)
+
+
+def test_a_run_draws_when_due_and_at_its_end_also_when_it_is_no_multiple(
+    parts: Parts, begin: TrainingState
+) -> None:
+    spec = replace(SPEC, prompts=("a fox",), seeds=(3,), every_n_steps=2, steps=1)
+    run = replace(begin.run, models=GraphModels(parts.model, parts.clip, parts.vae))
+    with watched(()) as monitor:
+        train_in_graph(start(run), 3, RunOptions(previews=spec), monitor)
+    assert [picture["step"] for picture in monitor.report()["previews"]] == [0, 2, 3]
 
 
 def test_each_distinct_prompt_is_encoded_once_a_row(parts: Parts) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import comfy.clip_vision
 import comfy.model_management
 import comfy.sd1_clip
 import comfy.sdxl_clip
@@ -22,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from lora_atelier.nodes.outputs import cache_folder
-from lora_atelier.nodes.report import DatasetReport
+from lora_atelier.nodes.dataset.report import DatasetReport
+from lora_atelier.nodes.graph.outputs import cache_folder
 from lora_atelier.training.dataset.pictures import ImageFile, ImagePixels
 from lora_atelier.training.dataset.samples import ImageDataset, Role
 from lora_atelier.training.dataset.token_counts import EncoderTokens
@@ -31,6 +29,7 @@ from lora_atelier.training.host.tokens import token_counts, tokenize
 from lora_atelier.training.host.vision import BATCH, image_embeddings
 from reported import sample, tiles
 from tiny_training import load_parts
+from tiny_vision import tiny_vision
 
 CAPTIONS = ("", "a red fox", "saber (fate), 1girl, blue-eyed :)", "it's 3.5 fish, über naïve")
 LONG = ", ".join(f"tag{i}" for i in range(60))
@@ -139,34 +138,6 @@ def test_counting_can_be_cancelled(clip: Any) -> None:
 
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         token_counts(clip, ["a fox"], cancel)
-
-
-@torch.inference_mode()
-def tiny_vision(folder: Path, kind: str = "clip_vision_model") -> Any:
-    """The host's image encoder, small, with weights that are drawn."""
-    config = {
-        "model_type": kind,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_channels": 3,
-        "patch_size": 16,
-        "image_size": 64,
-        "hidden_act": "gelu",
-    }
-    if kind == "clip_vision_model":
-        config["projection_dim"] = 24
-    path = folder / f"{kind}.json"
-    path.write_text(json.dumps(config))
-    vision = comfy.clip_vision.ClipVisionModel(str(path))
-    generator = torch.Generator().manual_seed(0)
-    for name, weight in vision.model.state_dict().items():
-        if "norm" in name:
-            weight.fill_(1.0 if name.endswith("weight") else 0.0)
-        else:
-            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
-    return vision
 
 
 def as_image(picture: ImagePixels) -> Tensor:

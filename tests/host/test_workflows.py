@@ -98,7 +98,10 @@ def test_its_values_fit_the_widgets(path: Path, object_info: dict) -> None:
 def test_its_nodes_have_their_outputs_under_todays_names(path: Path, object_info: dict) -> None:
     for node in nodes(read(path)).values():
         names = [output["name"] for output in node.get("outputs", [])]
-        assert names == object_info[node["type"]]["output_name"], node["type"]
+        told = object_info[node["type"]]["output_name"]
+        if not node["type"].startswith("Atelier"):  # newer hosts give SaveImage an output
+            told = told[: len(names)]
+        assert names == told, node["type"]
 
 
 @each_workflow
@@ -193,6 +196,42 @@ def test_the_converter_follows_a_link_as_the_browser_does(
     prompt = to_prompt(_chain(mode), object_info)
     assert set(prompt) == ids
     assert prompt["3"]["inputs"].get("images") == source
+
+
+def test_the_converter_goes_past_reroutes(object_info: dict) -> None:
+    ui = _chain(0)
+    ui["nodes"][1]["type"] = "Reroute"
+    prompt = to_prompt(ui, object_info)
+    assert set(prompt) == {"1", "3"}
+    assert prompt["3"]["inputs"]["images"] == ["1", 0]
+
+
+def test_the_converter_puts_the_value_of_a_primitive_where_it_is_wired(object_info: dict) -> None:
+    ui = {
+        "nodes": [
+            {"id": 1, "type": "PrimitiveNode", "widgets_values": [96, "fixed"]},
+            {
+                "id": 2,
+                "type": "EmptyLatentImage",
+                "inputs": [{"name": "width", "type": "INT", "link": 1}],
+                "widgets_values": [64, 32, 1],
+            },
+        ],
+        "links": [[1, 1, 0, 2, 0, "INT"]],
+    }
+    (node,) = to_prompt(ui, object_info).values()
+    assert node["inputs"] == {"width": 96, "height": 32, "batch_size": 1}
+
+
+def test_the_converter_refuses_groups_of_nodes_in_one(object_info: dict) -> None:
+    kind = "0c1e1b6e-0000-4000-8000-5f2f6f0a7c11"
+    ui = {
+        "nodes": [{"id": 9, "type": kind, "inputs": []}],
+        "links": [],
+        "definitions": {"subgraphs": [{"id": kind, "nodes": []}]},
+    }
+    with pytest.raises(WorkflowError, match=r"node 9 .* Export \(API\)"):
+        to_prompt(ui, object_info)
 
 
 def test_the_converter_takes_a_graph_that_was_saved_after_a_run(object_info: dict) -> None:

@@ -12,9 +12,10 @@ import torch
 
 from lora_atelier.training.optimizers.lr_scheduler import LRSchedulerSpec, LRSchedulerType
 from lora_atelier.training.optimizers.optimizer import OptimizerSpec, OptimizerType
-from lora_atelier.training.runs.branch import branch
+from lora_atelier.training.runs.branch import branch, with_batch_size
+from lora_atelier.training.runs.identity import run_identity
 from lora_atelier.training.runs.loop import train
-from lora_atelier.training.runs.run import TrainingState, start
+from lora_atelier.training.runs.run import Ingredients, TrainingState, start
 from lora_atelier.training.runs.state_file import load_state, save_state
 
 Make = Callable[..., Any]
@@ -87,3 +88,22 @@ def test_a_branch_survives_a_file_bit_for_bit(
 def test_two_branches_have_two_identities(trunk: TrainingState) -> None:
     names = {s.run.identity for s in (trunk, branch(trunk, FAST, None))}
     assert len(names) == 2
+
+
+def test_another_batch_size_from_the_start_is_the_run_that_a_graph_would_have(
+    make_run: Make,
+) -> None:
+    known = Ingredients("model", "clip", "vae", "dataset")
+    run, larger = make_run(), make_run(train_batch_size=3)
+    run = replace(run, ingredients=known, identity=run_identity(known, run.spec))
+    changed = with_batch_size(start(run), 3)
+    assert changed.run.identity == run_identity(known, larger.spec) != run.identity
+    assert [len(changed.run.plan.batch(i)) for i in range(2)] == [3, 2]
+
+
+def test_another_batch_size_on_the_way_is_a_branch(trunk: TrainingState) -> None:
+    assert with_batch_size(trunk, trunk.run.spec.train_batch_size) is trunk
+    changed = with_batch_size(trunk, 2)
+    assert changed.step == trunk.step and changed.run.spec.train_batch_size == 2
+    assert len({trunk.run.identity, changed.run.identity, ""}) == 3
+    assert with_batch_size(trunk, 3).run.identity != changed.run.identity

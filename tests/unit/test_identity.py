@@ -26,6 +26,10 @@ from lora_atelier.training.runs.identity import (
 from lora_atelier.training.runs.run import Ingredients, TrainingSpec
 
 KNOWN = Ingredients("m", "c", "v", "d")
+READY = {
+    "conditioning": replace(KNOWN, clip="", conditioning="r"),
+    "latents": replace(KNOWN, vae="", latents="r"),
+}
 
 
 def test_equal_runs_are_the_same() -> None:
@@ -34,9 +38,10 @@ def test_equal_runs_are_the_same() -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Ingredients)])
 def test_another_ingredient_makes_another_run(name: str) -> None:
-    other = run_identity(replace(KNOWN, **{name: "x"}), TrainingSpec())
-    assert other not in ("", run_identity(KNOWN, TrainingSpec()))
-    assert run_identity(replace(KNOWN, **{name: ""}), TrainingSpec()) == ""
+    known = READY.get(name, KNOWN)
+    other = run_identity(replace(known, **{name: "x"}), TrainingSpec())
+    assert other not in ("", run_identity(known, TrainingSpec()))
+    assert run_identity(replace(known, **{name: ""}), TrainingSpec()) == ""
 
 
 def _changed(value: Any) -> Any:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lora_atelier.training.base_model.facts import BaseModelFacts
+from lora_atelier.training.dataset.caption_options import CaptionOptions
+from lora_atelier.training.dataset.samples import Role
 from lora_atelier.training.errors import AtelierError
+from lora_atelier.training.files import write_whole
 from lora_atelier.training.network.build import NetworkSpec
+from lora_atelier.training.results.lora_facts import tag_frequency
 from lora_atelier.training.results.lora_file import (
     SavePrecision,
     TrainedLora,
     lora_metadata,
     save_lora,
-    tag_frequency,
     trained_lora,
-    write_whole,
 )
 from lora_atelier.training.runs.run import start
 
@@ -46,6 +52,10 @@ def _metadata(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
+def _without_hashes(path: Path) -> dict[str, str]:
+    return {k: v for k, v in _metadata(path).items() if "hash" not in k}
+
+
 @pytest.mark.parametrize("precision", list(SavePrecision))
 def test_the_file_gives_the_tensors_back_in_the_chosen_format(
     tmp_path: Path, lora: dict[str, Tensor], precision: SavePrecision
@@ -63,12 +73,12 @@ def test_what_the_lora_remembers_is_in_the_file(tmp_path: Path, lora) -> None:
     remembered = TrainedLora(lora, {"ss_steps": "7", "ss_output_name": "狐狸"})
     save_lora(tmp_path / "a.safetensors", remembered, FLOAT)
     expected = {"format": "pt", "ss_steps": "7", "ss_output_name": "狐狸"}
-    assert _metadata(tmp_path / "a.safetensors") == expected
+    assert _without_hashes(tmp_path / "a.safetensors") == expected
 
 
 def test_a_plain_dict_of_a_core_node_can_be_saved(tmp_path: Path, lora) -> None:
     save_lora(tmp_path / "a.safetensors", lora, FLOAT)
-    assert _metadata(tmp_path / "a.safetensors") == {"format": "pt"}
+    assert _without_hashes(tmp_path / "a.safetensors") == {"format": "pt"}
 
 
 @pytest.mark.parametrize(
@@ -163,9 +173,61 @@ def test_tags_are_counted_once_a_picture_times_its_repeats(
     captions = ["fox, snow, fox", "fox , tree,", "snow"]
     for sample, caption in zip(run.dataset.samples, captions, strict=True):
         object.__setattr__(sample, "captions", (caption,))
-    frequency = tag_frequency(start(run))
+    frequency = tag_frequency(run.dataset.with_role(Role.TRAIN))
     assert frequency == {"fox": 1 + 3, "snow": 1 + 2, "tree": 3}
     assert list(frequency) == ["fox", "snow", "tree"]  # the most frequent first, then as they come
+
+
+def test_tags_are_counted_as_training_cuts_captions(make_run: Callable[..., Any]) -> None:
+    first = make_run().dataset.samples[0]
+    options = CaptionOptions(caption_separator=";")
+    sample = replace(first, captions=("sks ||| fox, red; snow",), caption_options=options)
+    assert tag_frequency((sample,)) == {"sks": 1, "fox, red": 1, "snow": 1}
+
+
+def tags_in_a1111(file: Path) -> list[tuple[str, int]]:
+    """The rule of A1111's page of a LoRA: texts that begin with a brace are JSON; the counts of all
+    datasets are added up; tags of 16 letters and more on average are sentences, of which the words
+    of 3 letters and more count; the most frequent come first."""
+    told = {k: json.loads(v) if v[:1] == "{" else v for k, v in _metadata(file).items()}
+    count: dict[str, int] = {}
+    for tags in told.get("ss_tag_frequency", {}).values():
+        for tag, number in tags.items():
+            count[tag.strip()] = count.get(tag.strip(), 0) + int(number)
+    if sum(map(len, count)) >= 16 * len(count) > 0:
+        words: dict[str, int] = {}
+        for tag, number in count.items():
+            for word in re.findall(r"[-_\w']+", tag):
+                if len(word) >= 3:
+                    words[word] = words.get(word, 0) + number
+        count = words
+    return sorted(count.items(), key=lambda row: -row[1])
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        (["fox, snow", "fox, 狐狸"], [("fox", 4), ("狐狸", 3), ("snow", 1)]),
+        (
+            ["a small fox in deep snow", "the fox is asleep by the old tree"],
+            [("the", 6), ("fox", 4), ("snow", 1), ("deep", 1)],
+        ),
+    ],
+    ids=["tags", "sentences"],
+)
+def test_a1111_reads_the_tags(
+    make_run: Callable[..., Any],
+    tmp_path: Path,
+    captions: list[str],
+    expected: list[tuple[str, int]],
+) -> None:
+    run = make_run(repeats=(1, 3))
+    for sample, caption in zip(run.dataset.samples, captions, strict=True):
+        object.__setattr__(sample, "captions", (caption,))
+    save_lora(tmp_path / "a.safetensors", trained_lora(start(run)), FLOAT)
+    found = tags_in_a1111(tmp_path / "a.safetensors")
+    assert set(expected) <= set(found)
+    assert [number for _, number in found] == sorted((n for _, n in found), reverse=True)
 
 
 def test_metadata_tells_how_the_lora_was_made(make_run: Callable[..., Any]) -> None:
@@ -187,7 +249,7 @@ def test_metadata_tells_how_the_lora_was_made(make_run: Callable[..., Any]) -> N
         "ss_lr_scheduler": "cosine",
         "ss_lr_warmup_steps": "10",
         "ss_min_snr_gamma": "5.0",
-        "ss_mixed_precision": "auto",
+        "ss_mixed_precision": "no",
         "ss_batch_size_per_device": "3",
         "ss_gradient_accumulation_steps": "1",
         "ss_max_train_steps": "200",
@@ -213,3 +275,63 @@ def test_a_trained_lora_is_the_states_network_with_its_metadata(
     assert stored.keys() == state.network.keys()
     assert all(torch.equal(stored[key], value) for key, value in state.network.items())
     assert _metadata(tmp_path / "a.safetensors")["ss_network_dim"] == "4"
+
+
+def test_a_file_that_fails_its_check_is_not_kept(tmp_path: Path, lora) -> None:
+    def refuse(read: dict[str, Tensor]) -> None:
+        assert read.keys() == lora.keys()
+        raise AtelierError("not what was trained")
+
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"the old file")
+    with pytest.raises(AtelierError, match="not what was trained"):
+        save_lora(path, lora, FLOAT, check=refuse)
+    assert path.read_bytes() == b"the old file"
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_what_is_told_at_the_end_stands_before_what_the_lora_remembers(tmp_path, lora) -> None:
+    remembered = TrainedLora(lora, {"modelspec.title": "shapes", "ss_steps": "7"})
+    save_lora(tmp_path / "a", remembered, FLOAT, {"modelspec.title": "Foxes"})
+    told = _metadata(tmp_path / "a")
+    assert (told["modelspec.title"], told["ss_steps"]) == ("Foxes", "7")
+
+
+def test_metadata_are_what_a1111_and_lora_managers_parse(make_run: Callable[..., Any]) -> None:
+    """A1111 takes every `ss_` value that begins with a brace for JSON, and shows these."""
+    run = make_run(
+        repeats=(1, 3, 2),
+        train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_train_steps=7,
+    )
+    base = BaseModelFacts("sd_v1", "stable-diffusion-v1", "diffusers", "epsilon")
+    facts = lora_metadata(start(replace(run, base=base)))
+    parsed = {k: json.loads(v) if v.startswith("{") else v for k, v in facts.items()}
+    assert parsed["ss_tag_frequency"]["shapes"]["caption 1"] == 3
+    assert parsed["ss_dataset_dirs"] == {"shapes": {"n_repeats": 2, "img_count": 3}}
+    assert parsed["ss_reg_dataset_dirs"] == {}
+    bucket = {"resolution": [64, 64], "count": 6}
+    assert parsed["ss_bucket_info"] == {"buckets": {"0": bucket}}
+    expected = {
+        "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+        "ss_total_batch_size": "4",
+        "ss_num_epochs": "4",  # 7 steps of 2 batches, 4 batches an epoch
+        "ss_epoch": "0",
+        "ss_min_bucket_reso": "64",
+        "ss_max_bucket_reso": "128",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.resolution": "64x64",
+        "modelspec.title": "shapes",
+    }
+    assert {key: facts.get(key) for key in expected} == expected
+    datetime.fromisoformat(facts["modelspec.date"])
+
+
+def test_of_an_unknown_base_model_nothing_is_said(make_run: Callable[..., Any]) -> None:
+    facts = lora_metadata(start(make_run()))
+    assert not facts.keys() & {"ss_base_model_version", "ss_v2", "modelspec.architecture"}

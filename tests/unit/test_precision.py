@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -9,7 +11,9 @@ from lora_atelier.training.base_model.precision import (
     LARGE,
     MixedPrecision,
     accelerating,
+    bf16_is_faster_on_this_cpu,
     compute_dtype,
+    setting_for,
 )
 from lora_atelier.training.errors import AtelierError
 
@@ -21,7 +25,9 @@ F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
     ("choice", "host_dtype", "device", "bf16_is_fast", "expected"),
     [
         ("auto", F32, CPU, False, F32),
-        ("auto", BF16, CPU, False, BF16),
+        ("auto", F32, CPU, True, BF16),
+        ("auto", BF16, CPU, False, F32),  # it would take many times as long
+        ("auto", F16, CPU, True, BF16),
         ("auto", F16, CPU, False, F32),  # has no loss scaling there
         ("auto", F32, CUDA, True, F32),
         ("auto", F16, CUDA, True, BF16),
@@ -92,3 +98,24 @@ def test_fp16_on_a_gpu_scales_the_loss() -> None:
         assert plain.scaler is None
     with accelerating(CUDA, F16) as scaling:
         assert scaling.scaler is not None
+
+
+def test_whether_bf16_is_fast_is_what_a_larger_product_shows() -> None:
+    seconds = {}
+    for dtype in (F32, BF16):
+        a = torch.ones(384, 384, dtype=dtype)
+        taken = []
+        for _ in range(4):
+            started = time.perf_counter()
+            a @ a
+            taken.append(time.perf_counter() - started)
+        seconds[dtype] = min(taken)
+    ratio = seconds[BF16] / seconds[F32]
+    if 0.6 < ratio < 1.2:
+        pytest.skip(f"bf16 takes {ratio:.2f} times as long here: no answer is wrong")
+    assert bf16_is_faster_on_this_cpu() == (ratio < 1)
+
+
+@pytest.mark.parametrize("dtype", (F32, F16, BF16))
+def test_every_type_has_a_setting_that_gives_it(dtype: torch.dtype) -> None:
+    assert compute_dtype(setting_for(dtype), F32, CUDA, False) == dtype

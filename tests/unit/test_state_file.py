@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lora_atelier.training.base_model.precision import MixedPrecision
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.runs.loop import train
 from lora_atelier.training.runs.run import Ingredients, StepRecord, TrainingState, start
@@ -69,6 +70,28 @@ def test_a_state_at_step_0_has_no_optimizer(make_run: Make, path: Path) -> None:
     save_state(path, start(make_run()))
     back = load_state(path, make_run())
     assert (back.step, back.optimizer, back.history) == (0, None, ())
+
+
+def test_what_auto_came_to_holds_on_another_machine(
+    make_run: Make, make_listener: Make, path: Path
+) -> None:
+    run = make_run(mixed_precision=MixedPrecision.AUTO)
+    began = replace(run, resolved_precision=MixedPrecision.BF16)  # on a CPU that is fast with it
+    assert (run.compute_dtype, began.compute_dtype) == (torch.float32, torch.bfloat16)
+    state = train(start(began), 1, make_listener())
+    save_state(path, state)
+    assert read_header(path).mixed_precision == "bf16"
+    assert read_header(path).training_spec() == run.spec  # still auto: another run would ask anew
+    back = load_state(path, run)
+    assert back.run.compute_dtype is torch.bfloat16
+    on, off = (train(s, 1, make_listener()) for s in (back, replace(back, run=run)))
+    assert on.history[-1].loss == train(state, 1, make_listener()).history[-1].loss
+    assert on.history[-1].loss != off.history[-1].loss
+
+
+def test_a_run_that_has_not_begun_asks_anew(make_run: Make, path: Path) -> None:
+    save_state(path, start(make_run(mixed_precision=MixedPrecision.AUTO)))
+    assert read_header(path).mixed_precision == "auto"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])

@@ -52,7 +52,7 @@ class _FrozenLinear(torch.autograd.Function):
         with weights(layer, x) as (weight, bias):
             # Rows of several dimensions come back as a view, to which no model could add in place
             # (Flux does); the bare numbers are none.
-            return nn.functional.linear(x, *_bare(weight, bias)).data
+            return nn.functional.linear(x, *bare(weight, bias)).data
 
     @staticmethod
     @once_differentiable
@@ -68,7 +68,7 @@ class _FrozenConv(torch.autograd.Function):
         convolve = getattr(nn.functional, f"conv{x.ndim - 2}d")
         with weights(layer, x) as (weight, bias):
             return convolve(
-                x, *_bare(weight, bias), layer.stride, padding, layer.dilation, layer.groups
+                x, *bare(weight, bias), layer.stride, padding, layer.dilation, layer.groups
             )
 
     @staticmethod
@@ -89,7 +89,7 @@ class _FrozenConv(torch.autograd.Function):
         return dx, None, None, None
 
 
-def _bare(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def bare(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The numbers without their history.
 
     A weight made in inference mode and moved to a GPU outside it (``.data`` is assigned) is no

@@ -182,9 +182,9 @@ def _scaled(picture: Picture, background: tuple[int, int, int]) -> np.ndarray:
     return (pixels.numpy() * 255).round().astype(np.uint8)
 
 
-def working_size(size: Size) -> Size:
-    """The size at which a picture is measured, px."""
-    scale = min(1.0, LONGEST_SIDE / max(size))
+def working_size(size: Size, longest_side: int = LONGEST_SIDE) -> Size:
+    """The size at which a picture is measured, px; never larger than it is."""
+    scale = min(1.0, longest_side / max(size))
     return (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 

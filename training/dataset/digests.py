@@ -8,7 +8,9 @@ import logging
 import os
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import AtelierError, FileChanged
 from ..files import write_whole
@@ -18,8 +20,15 @@ RACY_SECONDS = 2.0
 """A file as young as this may still be changed without changing its time: some file systems count
 in steps of two seconds."""
 
-VERSION = 1
-"""Of the file."""
+VERSION = 2
+"""Of the file, and of what counts as content."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"tEXt", b"iTXt")
+GRAPH_TEXTS = (b"prompt\0", b"workflow\0", b"parameters\0")
+"""What the host writes into these chunks: the whole graph. A picture that is painted again, alike
+to the bit, must not be another for what the graph says elsewhere. Other texts may turn it (EXIF).
+"""
 
 MOST_FILES = 500_000
 """How many are remembered; those added first are forgotten first."""
@@ -88,7 +97,7 @@ class ContentDigests:
 
 
 def content_digest(picture: Picture) -> str:
-    """SHA-256 of what a picture is made of at this moment.
+    """SHA-256 of what a picture is made of at this moment: its file, of PNG without the graph.
 
     Raises:
         FileChanged: the file is gone or cannot be read any more.
@@ -97,12 +106,31 @@ def content_digest(picture: Picture) -> str:
         return picture.digest
     digest = hashlib.sha256()
     try:
-        with open(picture.path, "rb", buffering=0) as file:
-            while piece := file.read(1 << 20):
+        with open(picture.path, "rb") as file:
+            for piece in _pieces(file):
                 digest.update(piece)
     except OSError as error:
         raise _unreadable(picture.path, error) from error
     return digest.hexdigest()
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """The content, at most 1 MB at once."""
+    start = file.read(len(PNG))
+    yield start
+    while start == PNG and len(head := file.read(8)) > 0:  # length and kind of a chunk
+        behind = int.from_bytes(head[:4], "big") + 4  # its content and checksum
+        name = file.read(min(behind, 16)) if head[4:] in PNG_TEXTS else b""
+        behind -= len(name)
+        if name.startswith(GRAPH_TEXTS):
+            file.seek(behind, os.SEEK_CUR)
+            continue
+        yield head + name
+        while behind > 0 and (piece := file.read(min(behind, 1 << 20))):
+            yield piece
+            behind -= len(piece)
+    while piece := file.read(1 << 20):
+        yield piece
 
 
 def _unreadable(path: str, error: OSError) -> FileChanged:

@@ -26,6 +26,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from ..errors import AtelierError, require
+from .metadata_lines import as_lines, json_line, metadata_lines, one_line
 from .pictures import ImageFile, ImagePixels, Picture, image_suffixes, open_picture
 from .samples import ImageDataset, Mask, Sample, shorten
 from .sidecars import METADATA
@@ -33,8 +34,6 @@ from .sidecars import METADATA
 MASK_SUFFIX = ".mask.png"
 FORBIDDEN = re.compile(r'[<>:"|?*\\/\x00-\x1f\x7f\ud800-\udfff]')
 """On Windows, or anywhere."""
-LINE_ENDS = re.compile("[\x85\u2028\u2029]")
-"""JSON leaves these as they are, and some readers take them for the end of a line."""
 RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in "123456789")}
 LONGEST_PART = 180
 """Bytes of UTF-8; file systems allow 255, and a suffix and a number are added."""
@@ -177,13 +176,13 @@ def _write(samples: Sequence[Sample], stems: Sequence[str], folder: Path, tick: 
         files = _Files.of(stem, _suffix(sample.image))
         (folder / files.picture).parent.mkdir(parents=True, exist_ok=True)
         _write_picture(sample.image, folder / files.picture)
-        captions = [_one_line(caption) for caption in sample.captions]
-        _write_whole(folder / files.caption, _text(captions))
+        captions = [one_line(caption) for caption in sample.captions]
+        _write_whole(folder / files.caption, as_lines(captions))
         if isinstance(sample.mask, ImageFile | ImagePixels):
             _write_mask(sample.mask, folder / files.mask)
         lines.append(_metadata_line(sample, files, captions if several else captions[0]))
         tick()
-    _write_whole(folder / METADATA, _text(lines))
+    _write_whole(folder / METADATA, as_lines(lines))
 
 
 def _metadata_line(sample: Sample, files: _Files, text: str | list[str]) -> str:
@@ -197,25 +196,13 @@ def _metadata_line(sample: Sample, files: _Files, text: str | list[str]) -> str:
         "license": sample.license,
         "mask": _mask_entry(sample, files),
     }
-    line = json.dumps(values, ensure_ascii=False)
-    return LINE_ENDS.sub(lambda end: f"\\u{ord(end[0]):04x}", line)
+    return json_line(values)
 
 
 def _mask_entry(sample: Sample, files: _Files) -> str | None:
     if sample.mask is None:
         return None
     return sample.mask.value if isinstance(sample.mask, Mask) else files.mask
-
-
-def _one_line(caption: str) -> str:
-    """As a caption file can hold it: lines are alternatives, NUL and U+FEFF are for encodings."""
-    text = caption.replace("\0", " ").replace("\ufeff", "")
-    return " ".join(line.strip() for line in text.splitlines()).strip()
-
-
-def _text(lines: Iterable[str]) -> bytes:
-    # A lone surrogate, which JSON can carry, has no UTF-8.
-    return "".join(f"{line}\n" for line in lines).encode(errors="replace")
 
 
 def _suffix(picture: Picture) -> str:
@@ -342,26 +329,18 @@ def _lies_in(picture: Picture, folder: Path) -> bool:
 
 
 def _keep_metadata_of_others(folder: Path, partial: Path) -> None:
-    """What the folder's metadata says of pictures that stay there is said by the new one too."""
+    """What the folder's metadata says of pictures that stay there is said by the new one too, and
+    of those that are written anew unchanged, whatever it says besides."""
     old = folder / METADATA
     if not old.is_file():
         return
-    ours = _entries(partial / METADATA)
-    theirs = {name: line for name, line in _entries(old).items() if (folder / name).is_file()}
+    ours = metadata_lines(partial / METADATA)
+    theirs = {name: line for name, line in metadata_lines(old).items() if (folder / name).is_file()}
+    for name in ours.keys() & theirs.keys():
+        if _equal(partial / name, folder / name):  # how it was generated is still true of it
+            ours[name] = json_line(json.loads(theirs[name]) | json.loads(ours[name]))
     (partial / METADATA).unlink()
-    _write_whole(partial / METADATA, _text((theirs | ours).values()))
-
-
-def _entries(metadata: Path) -> dict[str, str]:
-    """Name of a picture -> the line that speaks of it."""
-    try:
-        lines = filter(str.strip, metadata.read_text("utf-8-sig").split("\n"))
-        return {str(json.loads(line)["file_name"]): line for line in lines}
-    except (ValueError, TypeError, KeyError) as error:
-        raise AtelierError(
-            f'"{metadata}" holds something else than one JSON object with a file_name a line '
-            f"({error}), so it cannot be replaced without loss. Mend it or move it away."
-        ) from error
+    _write_whole(partial / METADATA, as_lines((theirs | ours).values()))
 
 
 def _visible_files(folder: Path) -> list[str]:

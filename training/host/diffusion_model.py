@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..base_model.blocks import blocks_run, require_blocks
 from ..base_model.frozen import FrozenLayer, Weights
-from ..base_model.precision import MixedPrecision, compute_dtype
+from ..base_model.precision import MixedPrecision, bf16_is_faster_on_this_cpu, compute_dtype
 from ..base_model.training_context import training_context
 from ..dataset.fit import Placement
 from ..errors import AtelierError, require
@@ -380,7 +380,9 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def _bf16_is_fast(device: torch.device) -> bool:
-    return device.type != "cpu" and mm.should_use_bf16(device, manual_cast=True)
+    if device.type == "cpu":
+        return bf16_is_faster_on_this_cpu()
+    return mm.should_use_bf16(device, manual_cast=True)
 
 
 def _groups_of_equal_shape(conds: list[dict]) -> list[list[int]]:

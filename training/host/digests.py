@@ -34,6 +34,9 @@ SAMPLING_ONLY = (
 CALLED_IN_TRAINING = ("callbacks", "hook_patches", "additional_models", "attachments")
 """Where code of other nodes may lie that has no digest."""
 
+PRECISION = "manual_cast_dtype"
+"""The object patch that sets the type a model computes in: newer hosts give it to every CLIP."""
+
 PROBE = "A photo, (of) 3 cats."
 """A text whose tokens show how a tokenizer cuts, pads and frames."""
 
@@ -64,13 +67,14 @@ def clip_digest(clip: Any) -> str | None:
     """
     patcher = clip.patcher
     hooks = (patcher.forced_hooks, clip.apply_hooks_to_conds)
-    if hooks != (None, None) or _opaque(patcher):
+    if hooks != (None, None) or _opaque(patcher, read=(PRECISION,)):
         return None
     model = clip.cond_stage_model
     facts = (
         _kind(model),
         _kind(clip.tokenizer),
         clip.layer_idx,
+        str(patcher.object_patches.get(PRECISION)),
         sorted(clip.tokenizer_options.items()),
         tokenize(clip, PROBE),
         clip.tokenizer.state_dict(),  # vocabularies that came with the file
@@ -88,9 +92,8 @@ def model_digest(patcher: Any) -> str | None:
 
     Samplings that other nodes exchanged (ModelSamplingSD3, ModelSamplingDiscrete) are known.
     """
-    exchanged = {name: v for name, v in patcher.object_patches.items() if name != "model_sampling"}
     functions = patcher.model_options.get("transformer_options", {})
-    if exchanged or _opaque(patcher, besides=("object_patches",)) or _holds_anything(functions):
+    if _opaque(patcher, read=("model_sampling", PRECISION)) or _holds_anything(functions):
         return None
     if set(patcher.model_options) - {"transformer_options", *SAMPLING_ONLY}:
         return None
@@ -105,7 +108,7 @@ def model_digest(patcher: Any) -> str | None:
             (k, v) for k, v in vars(sampling).items() if isinstance(v, bool | int | float | str)
         ),
         sampling.sigmas,
-        str(patcher.model.manual_cast_dtype),
+        str(patcher.get_model_object(PRECISION)),
     )
     return _digest(_parts(facts), _weights(patcher))
 
@@ -131,16 +134,18 @@ def _without_effect(model: nn.Module) -> set[str]:
     }
 
 
-def _opaque(patcher: Any, besides: Collection[str] = ()) -> bool:
+def _opaque(patcher: Any, read: Collection[str] = ()) -> bool:
     """Whether a model has other nodes' code on it, or weights, that cannot be read.
 
     Args:
-        besides: what the caller looks at itself.
+        read: object patches that the caller reads itself.
     """
+    if set(patcher.object_patches) - set(read):
+        return True
     if any(weight.is_meta for weight in patcher.model_state_dict().values()):
         return True
-    names = ("object_patches", "weight_wrapper_patches", "injections", "wrappers")
-    return any(_holds_anything(getattr(patcher, n, None)) for n in names if n not in besides)
+    names = ("weight_wrapper_patches", "injections", "wrappers")
+    return any(_holds_anything(getattr(patcher, name, None)) for name in names)
 
 
 def _holds_anything(value: Any) -> bool:
@@ -193,7 +198,7 @@ def _parts(value: Any) -> Iterator[bytes]:
 def _tensor(tensor: Tensor, whole: bool = True) -> Iterator[bytes]:
     """Type, shape and numbers, whatever the storage."""
     if hasattr(tensor, "_qdata"):  # the host's quantised tensors
-        yield from _parts(tensor._layout_params)
+        yield from _parts(_scales(tensor))
         tensor = tensor._qdata
     tensor = tensor.detach().as_subclass(Tensor)
     yield f"{tensor.dtype} {tuple(tensor.shape)}".encode()
@@ -202,6 +207,12 @@ def _tensor(tensor: Tensor, whole: bool = True) -> Iterator[bytes]:
         flat = flat[:: max(1, flat.numel() // SAMPLES)]
     numbers = flat.contiguous().cpu().view(torch.uint8).numpy()
     yield zlib.crc32(numbers.data).to_bytes(4, "little") if whole else numbers.tobytes()
+
+
+def _scales(quantised: Any) -> dict[str, Any]:
+    """What gives the stored numbers their meaning: a dict, or an object in newer hosts."""
+    params = getattr(quantised, "_layout_params", None)
+    return vars(quantised._params) if params is None else params
 
 
 def _kind(value: Any) -> str:

@@ -45,7 +45,7 @@ def encode_captions(clip: Any, captions: Iterable[str], tick: Tick) -> dict[str,
                 "clip: it changes over the sampling steps (hooks with a schedule), which training "
                 "cannot follow. Wire the CLIP without the hooks.",
             )
-            encoded[caption] = _plain(conditioning[0])
+            encoded[caption] = plain(conditioning[0])
             tick()
     return encoded
 
@@ -67,6 +67,9 @@ class CachedText(Mapping[str, Conditioning]):
         if conditioning is None:
             raise gone(self._cache)
         return conditioning
+
+    def __contains__(self, caption: object) -> bool:
+        return caption in self._keys or caption in self._in_memory
 
     def __iter__(self) -> Iterator[str]:
         yield from self._keys
@@ -137,13 +140,13 @@ def _read(cache: TensorCache, key: str) -> Conditioning | None:
     return None if entry is None else put_together(entry[0], entry[1]["form"])
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Copies made outside inference mode, which autograd may save."""
     with torch.inference_mode(False):
         if isinstance(value, Tensor):
             return value.detach().to("cpu", copy=True)
         if isinstance(value, dict):
-            return {key: _plain(item) for key, item in value.items()}
+            return {key: plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(_plain(item) for item in value)
+            return type(value)(plain(item) for item in value)
         return value

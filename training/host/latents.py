@@ -215,9 +215,7 @@ class _Filling:
         self._require_channels(latent)
         if view.mask is None:
             return {"latent": latent}
-        mask = view.mask[None, None]
-        mask = torch.nn.functional.interpolate(mask, latent.shape[-2:], mode="area")[0, 0]
-        return {"latent": latent, "mask": mask}
+        return {"latent": latent, "mask": mask_of_latent(view.mask, latent)}
 
     def _require_channels(self, latent: Tensor) -> None:
         wanted = self.base.latent_format.latent_channels
@@ -288,8 +286,8 @@ def _decoded(job: _Job) -> Iterator[tuple[_Job, _Pixels | AtelierError]]:
     """The missing views of a picture, which is decoded once; of a broken one, its error."""
     try:
         image = open_picture(job.sample.image)
-        mask = _opened_mask(job.sample, image)
-        _require_some(mask, job.sample)
+        mask = opened_mask(job.sample, image)
+        require_some(mask, job.sample)
         _require_unchanged(job, image.size)
     except AtelierError as error:
         yield job, error
@@ -300,7 +298,13 @@ def _decoded(job: _Job) -> Iterator[tuple[_Job, _Pixels | AtelierError]]:
         yield job, _Pixels(key, pixels, None if mask is None else fitted_mask(mask, placement))
 
 
-def _opened_mask(sample: Sample, image: Any) -> Any:
+def mask_of_latent(mask: Tensor, latent: Tensor) -> Tensor:
+    """A mask [H, W] of the pixels at the size of their latent [C, …, h, w]: means of areas."""
+    size = latent.shape[-2:]
+    return torch.nn.functional.interpolate(mask[None, None], size, mode="area")[0, 0]
+
+
+def opened_mask(sample: Sample, image: Any) -> Any:
     """A picture of the size of ``image``; None where there is no mask."""
     if sample.mask is None:
         return None
@@ -310,7 +314,7 @@ def _opened_mask(sample: Sample, image: Any) -> Any:
     return (mask if mask.size == image.size else mask.resize(image.size)).convert("L")
 
 
-def _require_some(mask: Any, sample: Sample) -> None:
+def require_some(mask: Any, sample: Sample) -> None:
     """A mask that hides everything would make every look at its picture a wasted step."""
     if mask is not None:
         grey = mask.getchannel("A") if mask.mode == "RGBA" else mask

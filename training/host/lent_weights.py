@@ -21,6 +21,8 @@ from ..base_model.frozen import four_bit_state
 from ..errors import needed_package, require
 
 INT8_MAX = 127
+QUANTISED = getattr(comfy.ops, "QuantizedTensor", ())
+"""The host's own quantised weights, where it has them."""
 
 
 @contextmanager
@@ -39,7 +41,9 @@ def lend_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tenso
         return
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
     scale = getattr(layer, "scale_weight", None)  # scaled fp8: the host applies it in its forward
-    plain = weight.to(like)  # the host's own quantised weights come in a type of their choice
+    if isinstance(weight, QUANTISED):  # as it is stored: newer hosts multiply with it directly
+        weight = weight.dequantize()
+    plain = weight.to(like)  # it comes in a type of its own choice
     try:
         yield (plain if scale is None else plain * scale.to(plain)), bias
     finally:
@@ -51,7 +55,8 @@ def copies_made(layer: nn.Module, like: Tensor) -> int:
     if getattr(layer, "scale_weight", None) is not None:
         return 2
     patched = getattr(layer, "weight_function", None) or hasattr(layer, "cast_bias_weight")
-    return int(bool(patched) or layer.weight.dtype != like.dtype)
+    packed = isinstance(layer.weight, QUANTISED) or layer.weight.dtype != like.dtype
+    return int(bool(patched) or packed)
 
 
 def unpacked(layer: nn.Module, like: Tensor) -> Tensor:

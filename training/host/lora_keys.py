@@ -74,7 +74,7 @@ def existing_layers(
         len(contents) > 0,
         f'existing LoRA "{existing.name}" holds nothing for the diffusion model.',
     )
-    return _by_path(contents, _names_of_layers(base), existing.name, layers)
+    return _by_path(contents, names_of_layers(base), existing.name, layers)
 
 
 def existing_text_layers(
@@ -82,15 +82,7 @@ def existing_text_layers(
 ) -> dict[str, dict[str, Tensor]]:
     """As :func:`existing_layers`, of the text encoders of a CLIP."""
     contents = _converted(existing).layers(text_encoders=True)
-    keys = comfy.lora.model_lora_keys_clip(encoders, {})
-    meant = {name: _Place(key.removesuffix(".weight")) for name, key in keys.items()}
-    # peft writes diffusers' names with its own prefix before or behind the encoder's.
-    for name, place in list(meant.items()):
-        encoder, dot, path = name.partition(".")
-        if encoder.startswith("text_encoder") and dot:
-            meant[f"{encoder}.base_model.model.{path}"] = place
-            meant[f"base_model.model.{name}"] = place
-    return _by_path(contents, meant, existing.name, layers)
+    return _by_path(contents, names_of_text_layers(encoders), existing.name, layers)
 
 
 def _converted(existing: ExistingLora) -> ExistingLora:
@@ -99,7 +91,7 @@ def _converted(existing: ExistingLora) -> ExistingLora:
 
 def _by_path(
     contents: Mapping[str, dict[str, Tensor]],
-    meant: Mapping[str, _Place],
+    meant: Mapping[str, Place],
     file: str,
     layers: Mapping[str, nn.Module],
 ) -> dict[str, dict[str, Tensor]]:
@@ -131,7 +123,7 @@ def _by_path(
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """What a name in a file means."""
 
     path: str
@@ -140,7 +132,20 @@ class _Place:
     """Part of its weight; None = all of it."""
 
 
-def _names_of_layers(base: nn.Module) -> dict[str, _Place]:
+def names_of_text_layers(encoders: nn.Module) -> dict[str, Place]:
+    """Every name that a layer of a text encoder may have in a file."""
+    keys = comfy.lora.model_lora_keys_clip(encoders, {})
+    meant = {name: Place(key.removesuffix(".weight")) for name, key in keys.items()}
+    # peft writes diffusers' names with its own prefix before or behind the encoder's.
+    for name, place in list(meant.items()):
+        encoder, dot, path = name.partition(".")
+        if encoder.startswith("text_encoder") and dot:
+            meant[f"{encoder}.base_model.model.{path}"] = place
+            meant[f"base_model.model.{name}"] = place
+    return meant
+
+
+def names_of_layers(base: nn.Module) -> dict[str, Place]:
     """Every name that a layer, or part of one, may have in a file."""
     names = {}
     for name, key in comfy.lora.model_lora_keys_unet(base, {}).items():
@@ -157,14 +162,14 @@ def _names_of_layers(base: nn.Module) -> dict[str, _Place]:
     return names
 
 
-def _place(key: Any) -> _Place | None:
+def _place(key: Any) -> Place | None:
     """What a host's key means; None for what is no weight, and for rows in another order."""
     if isinstance(key, tuple) and len(key) == 2 and key[1][0] == 0:
         place = _place(key[0])
-        return place and _Place(place.path, tuple(key[1][1:]))
+        return place and Place(place.path, tuple(key[1][1:]))
     if not isinstance(key, str) or not key.endswith(".weight"):
         return None
-    return _Place(key.removeprefix("diffusion_model.").removesuffix(".weight"))
+    return Place(key.removeprefix("diffusion_model.").removesuffix(".weight"))
 
 
 def _width(layer: nn.Module) -> int:

@@ -9,6 +9,8 @@ import comfy.sd
 from torch import Tensor
 
 
-def apply_lora(model: Any, clip: Any, lora: Mapping[str, Tensor]) -> tuple[Any, Any]:
+def apply_lora(
+    model: Any, clip: Any, lora: Mapping[str, Tensor], strength: float = 1.0
+) -> tuple[Any, Any]:
     """Clones of MODEL and CLIP with ordinary patches; the inputs stay as they are."""
-    return comfy.sd.load_lora_for_models(model, clip, dict(lora), 1.0, 1.0)
+    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, strength)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,15 +12,41 @@ from ..dataset.digests import ContentDigests
 from ..dataset.samples import ImageDataset, Role, shorten
 from ..errors import require
 from ..network.build import describe_network
-from ..runs.examples import Conditioning, EncodedDataset, captions, items
+from ..runs.examples import (
+    HELD_OUT,
+    Conditioning,
+    EncodedDataset,
+    EncodedImage,
+    View,
+    captions,
+    items,
+    placement_of,
+)
 from ..runs.identity import dataset_digest, run_identity
 from ..runs.run import Ingredients, TrainingRun, TrainingSpec, TrainingState, start
+from .base_facts import base_facts
 from .diffusion_model import HostDiffusionModel
 from .digests import clip_digest, model_digest, vae_digest
 from .encoders import cached_captions
 from .latents import cached_images
 from .progress import HostProgress
+from .ready_conditioning import (
+    conditioning_notes,
+    conditioning_of_pictures,
+    kept_conditioning,
+    require_understood,
+)
+from .ready_latents import has_vae, kept_latents, latents_note, latents_of_pictures
 from .text_encoder import HostTextEncoder
+
+NO_CLIP = (
+    "clip: this checkpoint holds no text encoder, or none is wired. Load one and wire it, or wire "
+    "conditioning that is ready."
+)
+NO_VAE = (
+    "vae: this checkpoint holds no VAE, or none is wired. Load one and wire it, or wire latents "
+    "that are ready."
+)
 
 
 class GraphModels(NamedTuple):
@@ -28,6 +55,27 @@ class GraphModels(NamedTuple):
     model: Any
     clip: Any
     vae: Any
+
+
+class Ready(NamedTuple):
+    """What the graph gave of what CLIP and VAE would make of the dataset; None = nothing."""
+
+    conditioning: Any = None
+    """CONDITIONING: see :mod:`training.host.ready_conditioning`."""
+    latents: Any = None
+    """LATENT: see :mod:`training.host.ready_latents`."""
+
+    def notes(self, models: GraphModels, dataset: ImageDataset) -> list[str]:
+        """What a person should know of it, a sentence each."""
+        notes = []
+        if self.conditioning is not None:
+            notes += conditioning_notes(self.conditioning, dataset)
+        if self.latents is not None:
+            notes.append(latents_note(self.latents, dataset, models.model.model, models.vae))
+        return notes
+
+
+NOTHING = Ready()
 
 
 def describe(model: Any, clip: Any, spec: TrainingSpec) -> str:
@@ -41,50 +89,112 @@ def describe(model: Any, clip: Any, spec: TrainingSpec) -> str:
 
 
 def start_run(
-    model: Any, clip: Any, vae: Any, dataset: ImageDataset, spec: TrainingSpec, cache: Path
+    model: Any,
+    clip: Any,
+    vae: Any,
+    dataset: ImageDataset,
+    spec: TrainingSpec,
+    cache: Path,
+    ready: Ready = NOTHING,
 ) -> TrainingState:
     """Encode what the cache does not hold, and build the network: the state at step 0.
 
     Args:
+        clip, vae: may be None where ``ready`` has what they would make.
         cache: folder for latents and encoded captions; may be shared and may be deleted.
+
+    Raises:
+        AtelierError: something is missing, does not fit together, or cannot be trained.
     """
     from_graph = GraphModels(model, clip, vae)
-    has_vae = getattr(vae, "first_stage_model", vae) is not None  # the host may give an empty one
-    require(has_vae, "vae: this checkpoint holds no VAE. Load one and wire it.")
+    if ready.latents is None:
+        require(has_vae(vae), NO_VAE)
+    if ready.conditioning is None:
+        require(clip is not None, NO_CLIP)
+    require(
+        clip is not None or not spec.objective.prior.prompts,
+        f'class_prompt "{spec.objective.prior.class_prompt}" (Prior Preservation) must be read by '
+        "a text encoder, though conditioning is ready. Wire clip.",
+    )
     diffusion_model = trained_models(model, clip, spec)
     diffusion_model.compute_dtype(spec.mixed_precision)  # refuses before the long work
     items(dataset)  # likewise: there must be something to train on
-    require_captions(dataset)
-    progress = HostProgress(2 * len(dataset.samples) + len(_texts(dataset, spec)))
+    own, own_digest = _own_conditioning(diffusion_model, dataset, spec, ready, cache)
+    progress = HostProgress(2 * len(dataset.samples) + len(_texts(dataset, spec, ready)))
     # Pictures first: a damaged one is more likely than a bad caption.
-    dataset, images = cached_images(vae, model.model, dataset, cache, progress.tick)
-    texts = _texts(dataset, spec)  # of what is left of it
+    dataset, images, latents_digest = _images(from_graph, dataset, ready, cache, progress)
+    texts = _texts(dataset, spec, ready)  # of what is left of it
     if spec.network.trains_text_encoders:  # which read each anew at every step
         conditioning: Mapping[str, Conditioning] = {text: text for text in texts}
-    else:
+    elif texts:
         conditioning = cached_captions(clip, texts, TensorCache(cache / "text"), progress.tick)
-    ingredients = _ingredients(from_graph, dataset, cache)
+    else:
+        conditioning = {}
+    ready_digests = Ingredients(conditioning=own_digest, latents=latents_digest)
+    ingredients = _ingredients(from_graph, dataset, ready_digests, bool(texts), cache)
     return start(
         TrainingRun(
             spec,
-            EncodedDataset(dataset, images, conditioning),
+            EncodedDataset(dataset, images, ChainMap(own, conditioning) if own else conditioning),
             diffusion_model,
             ingredients,
             run_identity(ingredients, spec),
             from_graph,
+            base_facts(model),
         )
     )
 
 
-def _ingredients(models: GraphModels, dataset: ImageDataset, cache: Path) -> Ingredients:
+def _own_conditioning(
+    model: HostDiffusionModel,
+    dataset: ImageDataset,
+    spec: TrainingSpec,
+    ready: Ready,
+    cache: Path,
+) -> tuple[Mapping[str, Conditioning], str]:
+    """(what is ready for each picture, a digest of it); nothing where captions are to be read."""
+    if ready.conditioning is None:
+        require_captions(dataset)
+        return {}, ""
+    own = conditioning_of_pictures(ready.conditioning, dataset, spec.network)
+    placement = placement_of(dataset.samples[0], HELD_OUT)
+    require_understood(model, spec.mixed_precision, own.values(), placement)
+    return kept_conditioning(own, TensorCache(cache / "text"))
+
+
+def _images(
+    models: GraphModels, dataset: ImageDataset, ready: Ready, cache: Path, progress: HostProgress
+) -> tuple[ImageDataset, Mapping[View, EncodedImage], str]:
+    """(the dataset without broken pictures, its views, a digest of what was ready of them)."""
+    base = models.model.model
+    if ready.latents is None:
+        return *cached_images(models.vae, base, dataset, cache, progress.tick), ""
+    latents = latents_of_pictures(ready.latents, dataset, base, models.vae)
+    images, digest = kept_latents(latents, dataset, base, TensorCache(cache / "latents"))
+    return dataset, images, digest
+
+
+def _ingredients(
+    models: GraphModels, dataset: ImageDataset, ready: Ingredients, reads: bool, cache: Path
+) -> Ingredients:
+    """Digests of what the run is made from; of CLIP and VAE only if they had a part in it.
+
+    Args:
+        ready: those of what was ready.
+        reads: the text encoder encoded something.
+    """
     digests = ContentDigests(cache)
     content = dataset_digest(dataset, digests.of)
     digests.save()
+    clip = (clip_digest(models.clip) or "") if reads else ""
     return Ingredients(
         model=model_digest(models.model) or "",
-        clip=clip_digest(models.clip) or "",
-        vae=vae_digest(models.vae) or "",
+        clip=clip,
+        vae="" if ready.latents else vae_digest(models.vae) or "",
         dataset=content,
+        # Where a part of the texts is of a source unknown, all of them are.
+        conditioning=ready.conditioning if clip or not reads else "",
+        latents=ready.latents,
     )
 
 
@@ -92,17 +202,19 @@ def trained_models(model: Any, clip: Any, spec: TrainingSpec) -> HostDiffusionMo
     """The diffusion model, with the text encoder beside it if that is trained too.
 
     Raises:
-        AtelierError: they cannot be trained so, or there is no text encoder.
+        AtelierError: they cannot be trained so, or there is no text encoder to train.
     """
-    require(clip is not None, "clip: this checkpoint holds no text encoder. Load one and wire it.")
     text_encoder = None
     if spec.network.trains_text_encoders:
+        require(clip is not None, NO_CLIP)
         text_encoder = HostTextEncoder(clip, model.load_device)
     return HostDiffusionModel(model, spec.objective, text_encoder, spec.gradient_checkpointing)
 
 
-def _texts(dataset: ImageDataset, spec: TrainingSpec) -> list[str]:
-    return list(dict.fromkeys([*captions(dataset), *spec.objective.prior.prompts]))
+def _texts(dataset: ImageDataset, spec: TrainingSpec, ready: Ready) -> list[str]:
+    """What the text encoder reads."""
+    own = [] if ready.conditioning is not None else captions(dataset)
+    return list(dict.fromkeys([*own, *spec.objective.prior.prompts]))
 
 
 def require_captions(dataset: ImageDataset) -> None:

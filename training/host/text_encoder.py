@@ -44,6 +44,8 @@ class HostTextEncoder:
         )
         self.clip = clip.clone()
         self.clip.patcher.load_device = device
+        if hasattr(self.clip.patcher, "register_load_device"):  # newer hosts keep books by device
+            self.clip.patcher.register_load_device(device)
         # Loaded for the whole run, not for each caption. Newer hosts hand over the tokens.
         self.clip.load_model = lambda *_, **__: self.clip.patcher
         self._was_moved = device != clip.patcher.load_device

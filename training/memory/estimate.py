@@ -151,7 +151,7 @@ def _rehearse(
     if run.spec.gradient_accumulation_steps > 1 or prior:  # backward finds gradients there already
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)
-    dtype = run.model.compute_dtype(run.spec.mixed_precision)
+    dtype = run.compute_dtype
     latents = torch.empty(batch.size, *batch.example.image.latent.shape, device=SHAPES)
     sigmas = torch.ones(batch.size, device=SHAPES)
     conditioning = _conditionings(run, batch)

@@ -29,6 +29,9 @@ ATTENTION_NAME = re.compile(r"attn|attention|^(to|add)_[qkv](_proj)?$|^to_(out|a
 FUSED_BLOCKS = ("SingleStreamBlock",)
 """Blocks that compute attention and MLP in the same layers (Flux, HunyuanVideo, Chroma)."""
 FUSED_LAYERS = ("linear1", "linear2")
+EMBEDDERS = ("distilled_guidance_layer",)
+"""Parts made of lists that are no blocks of the model: Chroma's makes the modulation of all blocks
+from the timestep."""
 
 
 class TargetModules(str, Enum):
@@ -125,7 +128,11 @@ def attention_and_mlp_layers(model: nn.Module) -> dict[str, nn.Module]:
     if unet_blocks:
         below = _layers_below(model, unet_blocks)
         return {p: m for p, m in below.items() if not is_spatial(m)}
-    lists = [p for p, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    lists = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and not path.startswith(EMBEDDERS)
+    ]
     return {p: m for p, m in _layers_below(model, lists).items() if is_linear(m)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import needed_package
 from .chart_text import any_text, wrapped_text
-from .preview_files import BASE, PreviewFile
+from .preview_files import BASE, NO_TEXTS, PreviewFile, header
 from .preview_spec import PreviewSpec
 
 CELL = 256
@@ -62,8 +62,14 @@ class ContactSheet:
         self.spec = spec
         self._kept: dict[tuple[Path, int, tuple[int, int]], np.ndarray] = {}
 
-    def draw(self, files: Sequence[tuple[PreviewFile, Path]]) -> bytes:
-        """The sheet as a PNG; where there is no picture, it stays empty."""
+    def draw(
+        self, files: Sequence[tuple[PreviewFile, Path]], graph: Mapping[str, str] = NO_TEXTS
+    ) -> bytes:
+        """The sheet as a PNG; where there is no picture, it stays empty.
+
+        Args:
+            graph: texts by which ComfyUI restores the graph that made it.
+        """
         there = {(file.step, file.prompt, file.seed): path for file, path in files}
         steps = sorted({file.step for file, _ in files})  # BASE comes first
         layout = _Layout(self.spec, shown_steps(steps, _most_rows(self.spec)))
@@ -81,7 +87,8 @@ class ContactSheet:
                     pixels[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
         self._kept = kept
         content = io.BytesIO()
-        Image.fromarray(_labelled(pixels, layout)).save(content, "PNG", compress_level=4)
+        sheet = Image.fromarray(_labelled(pixels, layout))
+        sheet.save(content, "PNG", pnginfo=header(graph), compress_level=4)
         return content.getvalue()
 
 

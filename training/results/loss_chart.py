@@ -43,9 +43,9 @@ def draw_loss_chart(
 ) -> Tensor:
     """Raw loss as a faint line, its moving average as a strong one, and what else is known.
 
-    Validation losses are dots on a line; the learning rate is drawn against an axis of its own, the
-    length of the gradient below. The loss is drawn on a logarithmic scale where its average spans
-    more than a decade.
+    Validation losses are dots on a line, with that of the base model as a dotted one; the learning
+    rate is drawn against an axis of its own, the length of the gradient below. The scale of the
+    loss is logarithmic where its average spans more than a decade.
 
     Args:
         history: of a run, or its losses alone, one a step.
@@ -73,7 +73,9 @@ def draw_loss_chart(
         lines += _draw_rate(axes, history.learning_rate)
     heading = fitted_text(title or f"{history.steps} steps", MOST_COLUMNS * size[0] // 960)
     axes.set_title(heading, fontsize="medium", **any_text())
-    axes.legend(handles=lines, loc="upper right", fontsize="small", framealpha=0.85, edgecolor="w")
+    figure.legend(
+        handles=lines, loc="outside lower center", ncols=3, fontsize="small", frameon=False
+    )
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba(), dtype=np.float32)[..., :3] / 255
     return torch.from_numpy(pixels.copy())
@@ -95,7 +97,13 @@ def _draw_losses(axes: Any, history: LossHistory) -> list[Any]:
         lines += axes.plot(
             at, losses, "o-", color=VALIDATION, linewidth=2, markersize=4, label="validation loss"
         )
-    _scale(axes, raw, [value for value in average if math.isfinite(value)], [y for _, y in points])
+        if math.isfinite(history.base):
+            name = "validation loss of the base model"
+            lines.append(axes.axhline(history.base, color=VALIDATION, linestyle=":", label=name))
+    held_out = [y for _, y in points] + [history.base] * (
+        bool(points) and math.isfinite(history.base)
+    )
+    _scale(axes, raw, [value for value in average if math.isfinite(value)], held_out)
     axes.set_ylabel("loss")
     _tidy(axes)
     return lines
@@ -147,6 +155,7 @@ def _draw_gradient(axes: Any, norms: Sequence[float]) -> None:
         axes.set_yscale("log")
     axes.set_ylabel("gradient", fontsize="small")
     axes.tick_params(axis="y", labelsize="x-small")
+    axes.minorticks_off()
     _tidy(axes)
 
 

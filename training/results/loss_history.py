@@ -34,6 +34,8 @@ class LossHistory:
     """Loss of held-out pictures, always under the same noise."""
     validation_bands: Mapping[str, Points] = field(default_factory=dict)
     """The same by range of timesteps."""
+    base: float = math.nan
+    """Validation loss without the LoRA."""
 
     @property
     def steps(self) -> int:
@@ -79,13 +81,15 @@ def read_loss_map(loss_map: Mapping[str, Any]) -> LossHistory:
         values = loss_map.get(name) or ()
         return tuple(map(kind, values)) if len(values) == len(losses) else ()
 
+    validation = loss_map.get("validation") or ()
     return LossHistory(
         losses,
         series("learning_rate", float),
         series("grad_norm", float),
         series("skipped", bool),
-        _points(loss_map.get("validation") or ()),
+        _points(validation),
         {name: _points(p) for name, p in (loss_map.get("validation_bands") or {}).items()},
+        float(validation[-1][2]) if validation and len(validation[-1]) > 2 else math.nan,
     )
 
 

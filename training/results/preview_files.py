@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from .preview_spec import PreviewSpec
 
 FOLDER = "previews"
 KEY = "atelier_preview"
-"""Of the text in the PNG. ComfyUI takes ``prompt`` and ``workflow`` for a graph."""
+"""Of the text in the PNG that says what it shows; ``prompt`` and ``workflow`` are the graph."""
+NO_TEXTS: Mapping[str, str] = {}
 _NAME = re.compile(r"(?:base|step(\d+))-p(\d+)-s(\d+)\.png")
 BASE = -1
 """In place of a step: without the adapter."""
@@ -45,24 +46,39 @@ class PreviewFile:
         return f"{row}-p{self.prompt}-s{self.seed}.png"
 
 
-def save_preview(folder: Path, file: PreviewFile, spec: PreviewSpec, image: Tensor) -> Path:
+def save_preview(
+    folder: Path,
+    file: PreviewFile,
+    spec: PreviewSpec,
+    image: Tensor,
+    graph: Mapping[str, str] = NO_TEXTS,
+) -> Path:
     """Write or replace one picture.
 
     Args:
         folder: of the run; pictures lie in ``previews`` below it.
         image: [1, H, W, 3], 0..1.
+        graph: texts by which ComfyUI restores the graph that made it.
 
     Raises:
         AtelierError: the disk is full or the folder cannot be written.
     """
     pixels = (image[0].float().cpu().numpy() * 255).clip(0, 255).astype(np.uint8)  # as SaveImage
-    text = PngImagePlugin.PngInfo()
+    text = header(graph)
     text.add_itxt(KEY, json.dumps({**_shown(spec, file), "step": file.step}, ensure_ascii=False))
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG", pnginfo=text, compress_level=4)
     path = folder / FOLDER / file.name
     write_whole(path, content.getvalue())
     return path
+
+
+def header(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:
+    """Texts of a PNG, each by its name, as SaveImage writes them."""
+    info = PngImagePlugin.PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    return info
 
 
 def saved_previews(folder: Path, spec: PreviewSpec) -> Iterator[tuple[PreviewFile, Path]]:

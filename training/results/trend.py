@@ -45,10 +45,11 @@ class Figure:
 class Decay:
     """A series as an exponential approach."""
 
-    fallen: Figure
-    """From its beginning to its end."""
     ahead: Figure
     """What it would fall in as many steps again; the error holds the doubt about τ too."""
+    evidence: float
+    """n · ln(misfit of a level line / that of the best τ), the likelihood ratio, about χ² with two
+    degrees of freedom where there is no trend; negative where the series rises."""
 
 
 def log_blocks(values: Sequence[float], most: int = MOST_BLOCKS) -> Floats:
@@ -73,7 +74,8 @@ def fit_decay(y: Floats) -> Decay:
     """
     n = len(y)
     t = np.linspace(0.0, 1.0, n)
-    fallen, ahead, errors_fallen, errors_ahead, misfits = [], [], [], [], []
+    flat = float((y - y.mean()) @ (y - y.mean()))
+    heights, ahead, errors, misfits = [], [], [], []
     for tau in TIME_CONSTANTS:
         shape = np.exp(-t / tau)
         centred = shape - shape.mean()
@@ -82,16 +84,17 @@ def fit_decay(y: Floats) -> Decay:
         rest = y - y.mean() - b * centred
         misfit = float(rest @ rest)
         error = math.sqrt(misfit / max(n - 3, 1) / spread)
-        end, further = math.exp(-1 / tau), math.exp(-2 / tau)
-        fallen.append(b * (1 - end))
-        ahead.append(b * (end - further))
-        errors_fallen.append(error * (1 - end))
-        errors_ahead.append(error * (end - further))
+        further = math.exp(-1 / tau) - math.exp(-2 / tau)
+        heights.append(b)
+        ahead.append(b * further)
+        errors.append(error * further)
         misfits.append(misfit)
     share = np.asarray(misfits) / max(min(misfits), 1e-300)
     weights = np.exp(-0.5 * n * np.log(np.maximum(share, 1.0)))
     weights /= weights.sum()
-    return Decay(_averaged(fallen, errors_fallen, weights), _averaged(ahead, errors_ahead, weights))
+    best = int(np.argmin(misfits))
+    ratio = n * math.log(max(flat, 1e-300) / max(misfits[best], 1e-300))
+    return Decay(_averaged(ahead, errors, weights), math.copysign(ratio, heights[best]))
 
 
 def _averaged(values: list[float], errors: list[float], weights: Floats) -> Figure:

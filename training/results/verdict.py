@@ -21,16 +21,26 @@ from .trend import Figure, fit_decay, level, log_blocks, mann_kendall, theil_sen
 
 FEWEST_STEPS = 40
 """Below that nothing but the roughest can be told."""
-FEWEST_POINTS = 5
+FEWEST_POINTS = 4
 """Validation losses that make a curve."""
 SURE = 3.0
 """Standard errors from which on a change is taken for real."""
+EVIDENCE = 7.5
+"""Likelihood ratio from which on a trend is: by chance alone in about 1 of 100 runs."""
 SURE_OF_POINTS = 1.0
 """The same of validation losses, whose noise is the same each time: what scatters is the LoRA."""
 STILL_FALLING = 0.12
 """A fall still ahead, in as many steps again, that is worth the time (about 12 %)."""
 RISE = 0.25
 """A rise of the training loss that is no longer a wobble (about 28 %)."""
+SURE_OF_AHEAD = 2.0
+"""The same of the fall still ahead, where only the scattered training loss tells of it."""
+HIDDEN = 0.5
+"""A fall (40 %) that has to stand out from the noise before its absence means anything."""
+NOTHING = math.log(0.7)
+"""An answer of nothing scores about 1, as noise has unit variance; a model that learns, less."""
+STEADY = 1.0
+"""Scatter of the losses of a model that answers nothing; where it learns they scatter more."""
 OVERFIT = 0.03
 """A rise of the validation loss above its lowest stretch that counts (3 %)."""
 
@@ -53,7 +63,9 @@ class Figures:
 
     steps: int
     fallen: Figure
-    """From the beginning to the end; negative: it rose."""
+    """From the first fifth to the last; negative: it rose."""
+    evidence: float
+    """For a trend at all, see `training.results.trend.Decay`; negative: upwards."""
     ahead: Figure
     """To be expected of as many steps again."""
     last_third: Figure
@@ -62,10 +74,15 @@ class Figures:
     """Mann and Kendall's z of it."""
     rise: Figure
     """How far the end lies above the lowest stretch before it."""
+    end: float
+    """Level of the last third, and the scatter of its single losses."""
+    scatter: float
     validation_rise: Figure | None = None
     """How far the last validation losses lie above the lowest."""
     validation_best: int = 0
     """Step with the lowest validation loss."""
+    rises_most: str = ""
+    """The band of noise in which it has risen most."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,7 @@ def judge(history: LossHistory) -> Judgement:
     """
     bad = _first_bad(history)
     losses = [x for x in history.taken if math.isfinite(x)]
-    figures = _figures(losses, finite(history.validation))
+    figures = _figures(losses, history)
     if bad:
         return Judgement(Verdict.NOT_FINITE, figures, bad)
     return Judgement(_verdict(figures, finite(history.validation)), figures)
@@ -102,15 +119,20 @@ def _verdict(figures: Figures, validation: Points) -> Verdict:
     if seen and rise and rise.over(SURE_OF_POINTS) and rise.value > OVERFIT:
         return Verdict.OVERFITTING
     if not _fell(figures, validation if seen else ()):
-        return Verdict.PLATEAU
-    return Verdict.STILL_FALLING if figures.ahead.value > STILL_FALLING else Verdict.CONVERGED
+        hidden = SURE * figures.fallen.error > HIDDEN and not seen
+        return Verdict.TOO_SHORT if hidden else Verdict.PLATEAU
+    ahead = figures.ahead
+    goes_on = ahead.value > STILL_FALLING and (seen or ahead.over(SURE_OF_AHEAD))
+    return Verdict.STILL_FALLING if goes_on else Verdict.CONVERGED
 
 
 def _broke(figures: Figures, validation: Points) -> bool:
-    """The training loss rose far, or the held-out one far above that of the base model: more than
-    learning by heart ever does."""
+    """The training loss rose far, or is that of an answer of nothing, or the held-out one rose far
+    above that of the base model: more than learning by heart ever does."""
     worse_than_base = validation and math.log(validation[-1][1] / validation[0][1]) > RISE
-    return bool(worse_than_base) or (figures.rise.over(SURE + 1) and figures.rise.value > RISE)
+    rose = figures.rise.over(SURE + 1) or figures.evidence < -2 * EVIDENCE
+    answers_nothing = figures.end > NOTHING and figures.scatter < STEADY
+    return bool(worse_than_base) or answers_nothing or (rose and figures.rise.value > RISE)
 
 
 def _fell(figures: Figures, validation: Points) -> bool:
@@ -119,13 +141,14 @@ def _fell(figures: Figures, validation: Points) -> bool:
         noise = _point_noise(validation)
         if first - last > max(SURE * math.sqrt(2) * noise, OVERFIT):
             return True
-    return figures.fallen.over(SURE)
+    return figures.evidence > EVIDENCE
 
 
-def _figures(losses: Sequence[float], validation: Points) -> Figures:
+def _figures(losses: Sequence[float], history: LossHistory) -> Figures:
+    validation = finite(history.validation)
     nothing = Figure(0.0, math.inf)
     if len(losses) < 6:
-        return Figures(len(losses), nothing, nothing, nothing, 0.0, nothing)
+        return Figures(len(losses), nothing, 0.0, nothing, nothing, 0.0, nothing, -math.inf, 0.0)
     y = log_blocks(losses)
     decay = fit_decay(y)
     third = y[-max(len(y) // 3, 3) :]
@@ -139,14 +162,34 @@ def _figures(losses: Sequence[float], validation: Points) -> Figures:
         ahead = fit_decay(np.log([loss for _, loss in validation])).ahead
     return Figures(
         steps=len(losses),
-        fallen=decay.fallen,
+        fallen=_fallen(y),
+        evidence=decay.evidence,
         ahead=ahead,
         last_third=Figure(slope * (n - 1), error * (n - 1)),
         last_third_z=mann_kendall(third),
         rise=_rise(y),
+        end=float(third.mean()),
+        scatter=float(np.std(log_blocks(losses[-len(losses) // 3 :], len(losses)))),
         validation_rise=rise,
         validation_best=best,
+        rises_most=_rises_most(history),
     )
+
+
+def _rises_most(history: LossHistory) -> str:
+    rises = {
+        name: rise.value
+        for name, points in history.validation_bands.items()
+        if (rise := _validation_rise(finite(points))[0]) is not None
+    }
+    return max(rises, key=rises.__getitem__, default="")
+
+
+def _fallen(y: np.ndarray) -> Figure:
+    """The first fifth against the last."""
+    parts = np.array_split(y, 5)
+    first, last = level(parts[0]), level(parts[-1])
+    return Figure(first.value - last.value, math.hypot(first.error, last.error))
 
 
 def _rise(y: np.ndarray) -> Figure:

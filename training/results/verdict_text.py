@@ -6,14 +6,25 @@ import math
 
 from .loss_history import LossHistory
 from .trend import Figure
-from .verdict import FEWEST_POINTS, FEWEST_STEPS, SURE, Figures, Judgement, Verdict
+from .verdict import (
+    FEWEST_POINTS,
+    FEWEST_STEPS,
+    NOTHING,
+    OVERFIT,
+    RISE,
+    STILL_FALLING,
+    SURE,
+    Figures,
+    Judgement,
+    Verdict,
+)
 
 HEADLINES = {
     Verdict.CONVERGED: "converged: the loss fell and has levelled off",
     Verdict.STILL_FALLING: "still falling: the end of the fall is not in sight",
     Verdict.PLATEAU: "plateau: no fall that stands out from the noise",
     Verdict.OVERFITTING: "overfitting: the validation loss rises again",
-    Verdict.DIVERGING: "diverging: the loss has risen",
+    Verdict.DIVERGING: "diverging: the training breaks the model",
     Verdict.NOT_FINITE: "not finite: the numbers broke down",
     Verdict.TOO_SHORT: "too short to tell",
 }
@@ -41,22 +52,44 @@ def _grounds(judgement: Judgement, history: LossHistory) -> list[str]:
     figures = judgement.figures
     if judgement.verdict is Verdict.NOT_FINITE:
         return [f"Step {judgement.bad_step} of {history.steps} is the first that is no number."]
-    if judgement.verdict is Verdict.TOO_SHORT:
+    if figures.steps < FEWEST_STEPS and judgement.verdict is Verdict.TOO_SHORT:
         return [f"{figures.steps} steps; at least {FEWEST_STEPS} are needed to see a trend."]
     lines = []
     if math.isfinite(figures.fallen.error):
         lines.append(
-            f"Training loss, {figures.steps} steps: {_change(figures.fallen, -1)} from beginning "
-            f"to end, {_change(figures.last_third)} over the last third "
+            f"Training loss, {figures.steps} steps: {_change(figures.fallen, -1)} from the first "
+            f"fifth to the last, {_change(figures.last_third)} over the last third "
             f"(Mann-Kendall z {figures.last_third_z:+.1f})."
         )
     if judgement.verdict in (Verdict.STILL_FALLING, Verdict.CONVERGED):
-        lines.append(f"As many steps again would bring about {_change(figures.ahead, -1)}.")
+        lines += _outlook(judgement, history)
     if judgement.verdict is Verdict.DIVERGING:
-        lines.append(
-            f"The last fifth lies {_change(figures.rise)} against the lowest stretch before it."
-        )
+        lines.append(_how_it_broke(figures))
+    if judgement.verdict in (Verdict.PLATEAU, Verdict.TOO_SHORT) and not history.validation:
+        hidden = _fall(SURE * figures.fallen.error)
+        lines.append(f"A fall of less than about {hidden} % would not stand out from the noise.")
     return lines + _validation_grounds(figures, history)
+
+
+def _outlook(judgement: Judgement, history: LossHistory) -> list[str]:
+    ahead = judgement.figures.ahead
+    which = "validation" if len(history.validation) >= FEWEST_POINTS else "training"
+    lines = [f"As many steps again would bring about {_change(ahead, -1)} of the {which} loss."]
+    most = ahead.value + 2 * ahead.error
+    if judgement.verdict is Verdict.CONVERGED and most > STILL_FALLING:
+        lines.append(f"The noise leaves room for a further fall of up to {_fall(most)} %.")
+    return lines
+
+
+def _how_it_broke(figures: Figures) -> str:
+    if figures.rise.value > RISE:
+        return f"The last fifth lies {_change(figures.rise)} against the lowest stretch before it."
+    if figures.end > NOTHING:
+        return (
+            f"The last losses are about {math.exp(figures.end):.2g} and hardly scatter: a model "
+            "that answers nothing at all scores 1."
+        )
+    return "The validation loss ends far above where it began."
 
 
 def _validation_grounds(figures: Figures, history: LossHistory) -> list[str]:
@@ -64,10 +97,13 @@ def _validation_grounds(figures: Figures, history: LossHistory) -> list[str]:
     if rise is None:
         few = 0 < count < FEWEST_POINTS
         return [f"{count} validation losses are too few for a curve."] if few else []
-    text = f"Validation loss: lowest at step {figures.validation_best}"
-    if figures.validation_best < history.validation[-1][0]:
-        text += f", {_change(rise)} since"
-    return [text + "."]
+    lines = [
+        f"Validation loss: lowest at step {figures.validation_best}; the last third of its points "
+        f"lies {_change(rise)} against the lowest stretch before."
+    ]
+    if figures.rises_most and rise.value > OVERFIT:
+        lines.append(f"It rises most where there is {figures.rises_most}.")
+    return lines
 
 
 def _advice(judgement: Judgement, history: LossHistory) -> list[str]:
@@ -76,20 +112,14 @@ def _advice(judgement: Judgement, history: LossHistory) -> list[str]:
     if judgement.verdict is Verdict.CONVERGED:
         return [
             "More of the same steps bring little. Judge the pictures: if the effect is too weak, "
-            "try a larger network_dim (rank)" + _or_rate(rate, 2) + "; if they all look like "
+            f"train with a larger network_dim (rank){_or_rate(rate, 2)}; if they all look like "
             "training pictures, use fewer steps."
         ]
     if judgement.verdict is Verdict.STILL_FALLING:
-        return [
-            f"Train longer, max_train_steps about {_round(2 * steps)}" + _or_rate(rate, 2) + "."
-        ] + _schedule_hint(history, rate)
+        longer = f"Train longer (max_train_steps about {_round(2 * steps)})"
+        return [f"{longer}{_or_rate(rate, 2)}.", *_schedule_hint(history, rate)]
     if judgement.verdict is Verdict.PLATEAU:
-        hidden = 100 * (1 - math.exp(-SURE * figures.fallen.error))
-        lines = []
-        if math.isfinite(hidden):
-            lines.append(f"A fall of less than about {hidden:.0f} % would not stand out here.")
         return [
-            *lines,
             "If the pictures show no effect, raise the rate" + _rate(rate, 5) + ", then "
             "max_train_steps. If they do show it, all is well.",
         ]
@@ -136,6 +166,10 @@ def _change(figure: Figure, sign: int = 1) -> str:
     return f"{percent:+.{_digits(error)}f} % ± {error:.{_digits(error)}f}".replace("-", "−")
 
 
+def _fall(log: float) -> str:
+    return f"{-100 * math.expm1(-log):.0f}"
+
+
 def _digits(error: float) -> int:
     return 0 if error >= 1 else 1
 
@@ -145,7 +179,7 @@ def _rate(rate: float, factor: float) -> str:
 
 
 def _or_rate(rate: float, factor: float) -> str:
-    return f" or a higher rate{_rate(rate, factor)}"
+    return f" or at a higher rate{_rate(rate, factor)}"
 
 
 def _round(steps: float) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..cache import digest_of
 from ..optimizers.lr_scheduler import LRSchedulerSpec
 from ..optimizers.optimizer import OptimizerSpec
-from .identity import branch_identity
+from .identity import branch_identity, run_identity
 from .run import TrainingState
 
 RATES = ("unet_lr", "text_encoder_lr", "max_grad_norm")
@@ -42,3 +43,19 @@ def branch(
     identity = branch_identity(state.run.identity, state.step, spec.optimizer, spec.lr_scheduler)
     run = replace(state.run, spec=spec, identity=identity)
     return replace(state, run=run, optimizer=remembered)
+
+
+def with_batch_size(state: TrainingState, train_batch_size: int) -> TrainingState:
+    """The same state, from which training goes on in batches of another size: another run.
+
+    From its first step on it is the one that a graph with this size would train.
+    """
+    run = state.run
+    spec = replace(run.spec, train_batch_size=train_batch_size)
+    if spec == run.spec:
+        return state
+    if run.identity == run_identity(run.ingredients, run.spec):
+        identity = run_identity(run.ingredients, spec)
+    else:
+        identity = digest_of(run.identity, state.step, "train_batch_size", train_batch_size)
+    return replace(state, run=replace(run, spec=spec, identity=identity))

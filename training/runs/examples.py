@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..cache import digest_of
 from ..dataset.caption_options import caption_variant, caption_variants, count_variants
 from ..dataset.fit import Placement, Variant, bucket_of, place
 from ..dataset.samples import ImageDataset, Role, Sample
@@ -20,6 +21,10 @@ from .batches import Draw
 Conditioning = Any
 """One caption as the host encoded it; opaque to the engine."""
 
+
+OWN = "\ufdd2"
+"""Begins the key of a conditioning that is a picture's own; no caption has this character, which
+Unicode keeps for a program's own use."""
 
 HELD_OUT = Variant(0)
 """How a validation picture is seen: at its first resolution, in its first cut, not mirrored."""
@@ -62,7 +67,8 @@ class EncodedDataset:
     images: Mapping[View, EncodedImage]
     """Every view that :func:`views` lists; may read each from disk when asked for it."""
     conditioning: Mapping[str, Conditioning]
-    """Every caption that :func:`captions` lists; likewise."""
+    """Every caption that :func:`captions` lists; likewise. Or by :func:`own_key`, where a picture
+    has a conditioning of its own, whatever its captions say."""
 
     def example(self, sample: int, resolution: int, seed: int, draw: Draw) -> Example:
         """What is drawn of a sample at a place of the run: crop, mirroring and caption."""
@@ -70,16 +76,21 @@ class EncodedDataset:
         view = View(sample, _draw_variant(chosen, resolution, seed, draw))
         caption = draw_caption(chosen, seed, draw)
         placement = placement_of(chosen, view.variant)
-        image, conditioning = self.images[view], self.conditioning[caption]
+        image, conditioning = self.images[view], self.conditioning[self.key(chosen, caption)]
         return Example(image, conditioning, placement, chosen.loss_weight, chosen.role)
 
     def held_out_example(self, sample: int) -> Example:
         """A validation picture, which is always seen in the same way."""
         chosen = self.dataset.samples[sample]
         image = self.images[View(sample, HELD_OUT)]
-        conditioning = self.conditioning[held_out_caption(chosen)]
+        conditioning = self.conditioning[self.key(chosen, held_out_caption(chosen))]
         placement = placement_of(chosen, HELD_OUT)
         return Example(image, conditioning, placement, chosen.loss_weight, chosen.role)
+
+    def key(self, sample: Sample, caption: str) -> str:
+        """Under which the conditioning lies that a sample is seen with."""
+        own = own_key(sample)
+        return own if own in self.conditioning else caption
 
 
 class Items(NamedTuple):
@@ -161,6 +172,12 @@ def captions(dataset: ImageDataset) -> list[str]:
         elif repeats > 0:
             found += _texts(sample)
     return list(dict.fromkeys(found))
+
+
+def own_key(sample: Sample) -> str:
+    """Of the conditioning that is a sample's own. All have one length, so that their order is that
+    in which they were put (:func:`training.memory.estimate.longest_conditioning`)."""
+    return OWN + digest_of(sample.name)
 
 
 def held_out_caption(sample: Sample) -> str:

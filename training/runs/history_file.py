@@ -147,6 +147,7 @@ def _description(state: TrainingState) -> dict[str, Any]:
         "pictures": len(run.dataset.samples),
         "ingredients": asdict(run.ingredients),
         "settings": to_json(run.spec),
+        "mixed_precision": run.mixed_precision.value,
         "versions": {
             "python": platform.python_version(),
             "platform": sys.platform,

@@ -44,7 +44,7 @@ def run_identity(ingredients: Ingredients, spec: TrainingSpec) -> str:
     existing = spec.network.existing
     return digest_of(
         VERSION,
-        asdict(ingredients),
+        {name: digest for name, digest in asdict(ingredients).items() if digest},
         settings,
         "" if existing is None else tensors_digest(existing.tensors),
     )

@@ -29,13 +29,16 @@ def train(
         TrainingDiverged: the run has gone wrong, and could or should not be saved.
     """
     model = state.run.model
-    dtype = model.compute_dtype(state.run.spec.mixed_precision)
+    dtype = state.run.compute_dtype
     until = state.step + steps
     watchman = watchman or Watchman(state, until)
     with accelerating(model.device, dtype) as accelerator:
         trainer = Trainer(state, accelerator)
         try:
             with model.training(trainer.network, dtype, state.run.memory_required) as predict:
+                team = trainer.team
+                team.require_same_step(trainer.step)
+                team.require_alike(trainer.digest)
                 trainer.validate(predict, listener)
                 while trainer.step < until:
                     record = trainer.train_step(predict, listener.on_micro_step)
@@ -43,12 +46,14 @@ def train(
                         trainer.validate(predict, listener)
                         continue
                     trainer.validate(predict, listener, trainer.step == watchman.last_step)
-                    listener.on_step(record, watchman.last_step, trainer.freeze)
-                    if listener.finish_requested():
+                    listener.on_step(record, watchman.last_step, trainer.freeze_for_file)
+                    if team.agree_to_finish(listener.finish_requested(), trainer.digest):
                         trainer.validate(predict, listener, is_end=True)
                         break
+                team.require_alike(trainer.digest)
         except BaseException as error:
             _hand_over(error, trainer, watchman, listener)
+            trainer.team.leave(error)  # last: it may wait until the others have done their step
             raise
         return trainer.freeze()
 

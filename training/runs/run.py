@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..base_model.facts import BaseModelFacts
 from ..base_model.frozen import FrozenLayer
-from ..base_model.precision import MixedPrecision
+from ..base_model.precision import MixedPrecision, setting_for
 from ..dataset.fit import Placement
 from ..dataset.samples import ImageDataset
 from ..errors import require_number
@@ -130,16 +131,22 @@ class Ingredients:
     clip: str = ""
     vae: str = ""
     dataset: str = ""
+    conditioning: str = ""
+    """In place of ``clip``, where the graph gave it ready-made."""
+    latents: str = ""
+    """In place of ``vae``, likewise."""
 
     @property
     def are_known(self) -> bool:
-        return all((self.model, self.clip, self.vae, self.dataset))
+        texts, pictures = self.clip or self.conditioning, self.vae or self.latents
+        return all((self.model, texts, pictures, self.dataset))
 
     def differences(self, other: Ingredients) -> list[str]:
         """Names of what is not the same, for people; what cannot be told is passed over."""
         mine, theirs = asdict(self), asdict(other)
         told = [name for name in mine if mine[name] and theirs[name]]
-        return [name for name in told if mine[name] != theirs[name]]
+        once_ready = [n for n in ("conditioning", "latents") if bool(mine[n]) != bool(theirs[n])]
+        return [name for name in told if mine[name] != theirs[name]] + once_ready
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,24 @@ class TrainingRun:
     """Equal identities give equal weights (:mod:`training.runs.identity`); "" = unknown."""
     models: Any = None
     """MODEL, CLIP and VAE of the graph; opaque to the engine."""
+    base: BaseModelFacts = BaseModelFacts()
+    """Names of the base model's family, for the LoRA's metadata."""
+    resolved_precision: MixedPrecision = MixedPrecision.AUTO
+    """What ``auto`` came to when the run began, where a state remembers it."""
+
+    @property
+    def mixed_precision(self) -> MixedPrecision:
+        """The choice, and for ``auto`` what it comes to: the same from the first step to the
+        last."""
+        return setting_for(self.compute_dtype)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of activations."""
+        chosen = self.spec.mixed_precision
+        if chosen is MixedPrecision.AUTO:
+            chosen = self.resolved_precision
+        return self.model.compute_dtype(chosen)
 
     @property
     def dataset(self) -> ImageDataset:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..base_model.precision import MixedPrecision
 from ..errors import AtelierError
 from ..files import whole_file
 from ..tensor_tree import NotATree, put_together, take_apart
@@ -48,6 +49,8 @@ class StateHeader:
     """Written at the end of a node's work, not on the way."""
     validation_loss: float | None
     """Of this very step; None = it was not measured then."""
+    mixed_precision: str = "auto"
+    """What ``auto`` came to; "auto" = nothing was trained yet."""
 
     def training_spec(self) -> TrainingSpec:
         """The settings it was trained with.
@@ -119,6 +122,7 @@ def load_state(path: Path, run: TrainingRun) -> TrainingState:
         AtelierError: as :func:`read_header`.
     """
     header = read_header(path)
+    run = replace(run, resolved_precision=MixedPrecision(header.mixed_precision))
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         content = put_together(tensors, file.metadata()["form"])
@@ -146,6 +150,7 @@ def _header(state: TrainingState, is_end: bool) -> StateHeader:
         samples=len(run.dataset.samples),
         is_end=is_end,
         validation_loss=_validation_loss(state),
+        mixed_precision=(run if state.step > 0 else run.spec).mixed_precision.value,
     )
 
 

@@ -19,8 +19,10 @@ from ..optimizers.lr_scheduler import build_lr_scheduler
 from ..optimizers.optimizer import build_optimizer, effective_rate
 from ..random_streams import global_stream
 from .adapter_precision import AdapterStorage
+from .identity import tensors_digest
 from .listener import Listener
 from .run import Predict, StepRecord, TrainingRun, TrainingState
+from .team import DIGEST_BITS, Team, require_enough
 from .validation import validate
 
 
@@ -32,6 +34,9 @@ class Trainer:
         self.accelerator = accelerator
         self.network = state.run.new_network()
         self.network.to(state.run.model.device)
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        self.team = Team(accelerator, trained, state.run.model.device)
+        require_enough(state.run.spec.train_batch_size, self.team.size)
         self.is_torn = False
         """True while weights and their bookkeeping change: an error then leaves half a step."""
         self.take(state)
@@ -87,7 +92,8 @@ class Trainer:
             self.scheduler.load_state_dict(schedule, taken)
 
     def train_step(self, predict: Predict, on_micro_step: Callable[[], None]) -> StepRecord:
-        """One optimizer step over ``gradient_accumulation_steps`` micro-batches."""
+        """One optimizer step over ``gradient_accumulation_steps`` micro-batches, of each of which
+        this process computes its share."""
         accumulation = self.run.spec.gradient_accumulation_steps
         first = self.step * accumulation
         batches = [self.run.plan.batch(first + i) for i in range(accumulation)]
@@ -95,12 +101,15 @@ class Trainer:
         loss = 0.0
         self.optimizer.zero_grad(set_to_none=True)  # also what an interrupted step left behind
         with self._dropouts():
-            for batch in batches:
+            for batch in map(self.team.share, batches):
                 for term in loss_terms(self.run.spec.objective):
                     on_micro_step()
+                    if not batch:  # of a short one there may be nothing left for this process
+                        continue
                     batch_loss = term(self.run, batch, predict).sum() / pictures
                     self.accelerator.backward(batch_loss)
                     loss += batch_loss.item()
+        loss = self.team.add_up_gradients(loss)
         rate = float(self.optimizer.param_groups[0]["lr"])
         with self.storage.widened(self.step + 1):
             return self._apply(
@@ -149,7 +158,7 @@ class Trainer:
             return
         if self.step % every == 0 or is_end:
             with self._as_saved():
-                point = validate(self.run, self.step, predict, listener.on_micro_step)
+                point = validate(self.run, self.step, predict, listener.on_micro_step, self.team)
             self.validations.append(point)
             listener.on_validation(point)
 
@@ -178,7 +187,8 @@ class Trainer:
         """Adapters draw from torch's stream what drops out: let it be that of this step."""
         if not self.run.spec.network.drops_out:
             return nullcontext()
-        return global_stream(self.run.model.device, self.run.spec.seed, "dropout", self.step)
+        key = ("dropout", self.step, *self.team.key)
+        return global_stream(self.run.model.device, self.run.spec.seed, *key)
 
     def _clip(self) -> float:
         limit = self.run.spec.optimizer.max_grad_norm or math.inf
@@ -189,6 +199,16 @@ class Trainer:
         if self.accelerator.scaler is not None:
             parts["scaler"] = self.accelerator.scaler
         return parts
+
+    def digest(self) -> int:
+        """Of the weights, in as many bits as a :class:`Team` compares."""
+        return int(tensors_digest(dict(self.network.state_dict())), 16) % (1 << DIGEST_BITS)
+
+    def freeze_for_file(self) -> TrainingState:
+        """As :meth:`freeze`, of weights that all processes have: one asks, the others answer in
+        :meth:`Team.agree_to_finish`."""
+        self.team.compare_first(self.digest)
+        return self.freeze()
 
     def freeze(self) -> TrainingState:
         """The present as a value that later steps cannot change."""

@@ -29,6 +29,7 @@ from .examples import HELD_OUT, placement_of
 
 if TYPE_CHECKING:
     from .run import Predict, TrainingRun
+    from .team import Team
 
 BAND_NAMES = ("least noise", "little noise", "much noise", "most noise")
 BANDS = len(BAND_NAMES)
@@ -80,32 +81,43 @@ def steps_between(validate_every_n_steps: int, max_train_steps: int) -> int | No
 
 @torch.no_grad()
 def validate(
-    run: TrainingRun, step: int, predict: Predict, on_micro_step: Callable[[], None]
+    run: TrainingRun,
+    step: int,
+    predict: Predict,
+    on_micro_step: Callable[[], None],
+    team: Team | None = None,
 ) -> ValidationPoint:
     """Measure the held-out loss with the adapters as they are; torch's own streams stay untouched.
 
     Args:
         step: the last whole one.
         on_micro_step: called before each forward pass; may raise to end it.
+        team: the processes that share the pictures; None = this one alone.
     """
     held_out = run.held_out
     if held_out.base_bands is None:
         with adapters_off():
-            held_out.base_bands = _band_losses(run, predict, on_micro_step)
-    base, bands = held_out.base_bands, _band_losses(run, predict, on_micro_step)
+            held_out.base_bands = _band_losses(run, predict, on_micro_step, team)
+    base, bands = held_out.base_bands, _band_losses(run, predict, on_micro_step, team)
     return ValidationPoint(step, sum(bands) / BANDS, sum(base) / BANDS, bands, base)
 
 
-def _band_losses(run: TrainingRun, predict: Predict, on_micro_step: Callable[[], None]) -> Bands:
+def _band_losses(
+    run: TrainingRun, predict: Predict, on_micro_step: Callable[[], None], team: Team | None
+) -> Bands:
     sums, pictures = [0.0] * BANDS, len(run.dataset.with_role(Role.VALIDATION))
-    for batch in run.held_out.batches:
+    batches = run.held_out.batches
+    for batch in batches if team is None else team.share(batches):
         on_micro_step()
-        for look, loss in zip(batch, _losses(run, batch, predict), strict=True):
+        for look, loss in zip(batch, look_losses(run, batch, predict), strict=True):
             sums[look.band] += loss
+    if team is not None:
+        sums = team.sums(sums)
     return tuple(total / pictures for total in sums)
 
 
-def _losses(run: TrainingRun, batch: list[Look], predict: Predict) -> list[float]:
+def look_losses(run: TrainingRun, batch: list[Look], predict: Predict) -> list[float]:
+    """The loss of each look of a batch, under the noise that it always has."""
     objective, schedule = run.spec.objective, run.model.schedule
     examples = [run.data.held_out_example(look.sample) for look in batch]
     sigmas, noise = [], []

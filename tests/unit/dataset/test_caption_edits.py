@@ -252,7 +252,7 @@ def test_an_expression_that_would_take_forever_ends_in_words(
     begin = time.perf_counter()
     with pytest.raises(AtelierError, match=r'^find: ".*" takes more than 0.2 s'):
         _all(_dataset("a" * 60 + "?"), find="(a|aa)+b", use_regex=True)
-    assert time.perf_counter() - begin < 5
+    assert time.perf_counter() - begin < 20
 
 
 @pytest.mark.parametrize("find", ["(a+)+b", "(a|a)*b", r"^(\w*)*!$", "(.*a){20}c"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import lora_atelier.training.dataset.digests as digests_module
 from lora_atelier.training.dataset.digests import ContentDigests, content_digest
@@ -71,6 +74,37 @@ def test_a_file_is_read_once(memo: Path, picture: ImageFile, read: list[str]) ->
 def test_large_files_are_read_to_their_end(tmp_path: Path) -> None:
     content = bytes(range(256)) * 10_000 + b"end"
     assert content_digest(write(tmp_path / "large", content)) == sha(content)
+
+
+def png(texts: dict[str, str], value: int = 7, **more: object) -> bytes:
+    info, content = PngInfo(), io.BytesIO()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Image.new("L", (300, 200), value).save(content, "PNG", pnginfo=info, **more)
+    return content.getvalue()
+
+
+def test_the_graph_in_a_png_is_no_part_of_the_picture(tmp_path: Path) -> None:
+    """A shared graph paints the same pictures again, with another choice written into them."""
+    plain, *others = (
+        content_digest(write(tmp_path / f"{i}.png", content))
+        for i, content in enumerate(
+            [
+                png({}),
+                png({"prompt": '{"1": {}}'}),
+                png({"prompt": "狐" * 2000, "workflow": "{}"}),
+                png({"prompt": "{}"}, value=8),
+                png({"Raw profile type exif": "turned"}),
+                png({"Raw profile type exif": "turned again"}),
+                png({}, icc_profile=b"another colour space"),
+                png({})[:-20],
+                png({}) + b"more",
+            ]
+        )
+    )
+    assert plain == sha(png({})), "as that of any other file"
+    assert others[:2] == [plain, plain]
+    assert len({plain, *others[2:]}) == 7
 
 
 def test_pictures_in_memory_have_their_own(memo: Path) -> None:

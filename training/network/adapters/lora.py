@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...base_model.frozen import FrozenLayer, is_linear
+from ...base_model.low_rank import low_rank_linear
 from .base import Adapter, apply_weight, weight_shape
 
 
@@ -42,7 +43,13 @@ class LoRA(Adapter):
     def forward(self, frozen: FrozenLayer, x: Tensor) -> Tensor:
         if self.dropped_out():
             return self.idle(frozen(x))
+        if is_linear(frozen.layer) and not self._drops_parts():
+            down, up = self.lora_down.weight.to(x.dtype), self.lora_up.weight.to(x.dtype)
+            return low_rank_linear(frozen, x, down, up, self.scale)
         return frozen(x) + self.side_path(frozen, x)
+
+    def _drops_parts(self) -> bool:
+        return self.training and (self.network_dropout > 0 or self.rank_dropout > 0)
 
     def side_path(self, frozen: FrozenLayer, x: Tensor) -> Tensor:
         """``ΔW x``, with whatever drops out."""

@@ -1,0 +1,1 @@
+"""The nodes that build, tag, caption, curate, report and save datasets."""

@@ -1,0 +1,1 @@
+"""The nodes that make a dataset with the base model."""

@@ -1,0 +1,1 @@
+"""What nodes of every kind need: wires, checks of inputs, folders, what is wired to them."""

@@ -1,0 +1,1 @@
+"""Graphs and training jobs without a browser, for launch.py."""

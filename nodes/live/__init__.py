@@ -1,0 +1,1 @@
+"""What a running node shows: progress, the run's chart, previews, and the browsers that look."""

@@ -1,0 +1,1 @@
+"""The nodes that save, apply, merge, compare and judge LoRAs."""

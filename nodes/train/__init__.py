@@ -1,0 +1,1 @@
+"""The nodes that train, and those that save and load a training state."""
