@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -209,15 +208,6 @@ class HostServer:
         with self.log.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")
-
-    def import_times(self) -> dict[str, float]:
-        """Seconds (to a tenth) that each custom node took to import; infinite if it failed."""
-        pattern = r"([\d.]+) seconds( \(IMPORT FAILED\))?: (.*)$"  # newer ones write [INFO] before
-        table = self.log_text().partition("Import times for custom nodes:")[2]
-        return {
-            Path(folder).name: float("inf") if failed else float(seconds)
-            for seconds, failed, folder in re.findall(pattern, table, re.MULTILINE)
-        }
 
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join(self.log_text().splitlines()[-lines:])

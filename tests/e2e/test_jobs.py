@@ -66,7 +66,7 @@ def loading(job: str, **more: Any) -> Prompt:
         "save": node(
             "AtelierSaveLoRA",
             lora=["load", 3],
-            filename_prefix=f"atelier/loaded-{job}",
+            filename_prefix=f"atelier/of_job-{job}",
             save_precision="float",
             add_to_models_loras=False,
         ),
@@ -108,7 +108,7 @@ def test_a_run_is_exported_and_its_newest_state_comes_back(
     newest = Watched(server, loading("few"))
     assert newest.ran("load"), "the run has new files, so ComfyUI may not keep what it had"
     assert "step 10 of 12" in newest.text("load")
-    (loaded, *_) = sorted((server.base / "output/atelier").glob("loaded-few_*"), reverse=True)
+    (loaded, *_) = sorted((server.base / "output/atelier").glob("of_job-few_*"), reverse=True)
     (trained,) = (server.base / "output/atelier").glob("load-more_*")
     one, other = load_file(loaded), load_file(trained)
     assert all((one[key] == other[key]).all() for key in one) and one.keys() == other.keys()
@@ -118,8 +118,8 @@ def test_a_run_is_exported_and_its_newest_state_comes_back(
 
 
 def test_another_run_gets_a_number_and_the_list_has_both(server: HostServer, folder: Path) -> None:
-    server.queue(exporting(name="mine", seed=4)).check()
-    server.queue(exporting(name="mine", seed=5)).check()
+    server.queue(exporting(name="mine", seed=1004)).check()
+    server.queue(exporting(name="mine", seed=1005)).check()
     assert {path.name for path in folder.iterdir()} == {"mine", "mine-2"}
     options = server.object_info()["AtelierLoadJob"]["input"]["required"]["job"][1]["options"]
     assert options == ["none", "mine-2", "mine"]

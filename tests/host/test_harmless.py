@@ -106,10 +106,10 @@ def contents(module: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in module.state_dict().items()}
 
 
-def tensors_with_gradients() -> int:
+def tensors_with_gradients() -> list[Tensor]:
     gc.collect()
     alive = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
-    return sum(t.requires_grad or (t.is_leaf and t.grad is not None) for t in alive)
+    return [t for t in alive if t.requires_grad or (t.is_leaf and t.grad is not None)]
 
 
 class Calls:
@@ -176,7 +176,8 @@ def test_the_base_model_is_untouched_after_a_run_that(
     after = parts.model.model.state_dict()
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[key], value) for key, value in weights.items())
-    assert tensors_with_gradients() == gradients
+    known = {id(tensor) for tensor in gradients}
+    assert [t.shape for t in tensors_with_gradients() if id(t) not in known] == []
     assert not mm.processing_interrupted()  # else the next prompt would end at once
     assert torch.equal(sample(parts.model, conditioning), picture)
 

@@ -268,7 +268,7 @@ def test_train_lora_trains_by_the_objective_on_its_wire(
     for spec in (None, objective(loss_type="l1")):
         with torch.inference_mode():
             out = TrainLoRA.execute(
-                parts.model, parts.clip, parts.vae, one_picture(), **settings, objective=spec
+                parts.model, one_picture(), parts.clip, parts.vae, **settings, objective=spec
             )
         state, _, _, lora, loss_map = out.args
         assert state.run.spec.objective == (spec or ObjectiveSpec())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,10 @@ HEAVY = {
     "scipy",
     "transformers",
 }
+
+
+MOST_OF_COMFYUI = 1 / 15
+"""Of the time that ComfyUI takes for its own modules."""
 
 
 @pytest.fixture(scope="module")
@@ -79,40 +82,18 @@ def test_every_input_has_a_tooltip(schemas: dict[str, Any]) -> None:
     assert silent == []
 
 
-def test_start_up_is_not_slowed_down(server: HostServer, own_server: HostServer) -> None:
-    """0.2 s on a desktop of today; ComfyUI writes tenths. On a busy machine one start tells little:
-    the best of up to three counts."""
-    best = server.import_times()[PACK_NAME]
-    for _ in range(2):
-        if best > 0.1:
-            with own_server.start():
-                best = min(best, own_server.import_times()[PACK_NAME])
-    assert best <= 0.2 * _slowness()
+LOADING = """
+import asyncio, importlib.util, json, sys, time
 
-
-def _slowness() -> float:
-    """How many times as long this machine takes for what an import is mostly made of: a desktop
-    makes a frozen dataclass in 0.4 ms."""
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        for _ in range(20):
-            make_dataclass("Fields", ["a", "b", "c"], frozen=True)
-        seconds.append((time.perf_counter() - started) / 20)
-    return max(1.0, min(seconds) / 0.4e-3)
-
-
-HEAVY_IMPORTS = """
-import asyncio, importlib.util, sys
-
-comfyui, root, heavy = sys.argv[1], sys.argv[2], set(sys.argv[3:])
+comfyui, root = sys.argv[1], sys.argv[2]
 sys.argv = sys.argv[:1]
 sys.path.insert(0, comfyui)
+began = time.process_time()
 from comfy.cli_args import args
 args.cpu = True
 # What ComfyUI itself loads before a pack is not the pack's doing. The order is main.py's.
 import utils.extra_config, server, nodes, comfy_api.latest
-before = set(sys.modules)
+before, alone = set(sys.modules), time.process_time()
 spec = importlib.util.spec_from_file_location(
     "pack", root + "/__init__.py", submodule_search_locations=[root]
 )
@@ -121,13 +102,31 @@ spec.loader.exec_module(pack)
 extension = asyncio.run(pack.comfy_entrypoint())
 count = len([node.GET_SCHEMA() for node in asyncio.run(extension.get_node_list())])
 assert count > 0
-new = {name.split(".")[0] for name in set(sys.modules) - before}
-sys.stdout.write(" ".join(sorted(new & heavy)))
+packages = sorted({name.split(".")[0] for name in set(sys.modules) - before})
+seconds = {"comfyui": alone - began, "pack": time.process_time() - alone}
+sys.stdout.write(json.dumps({"packages": packages, "seconds": seconds}))
 """
 
 
-def test_loading_the_pack_imports_no_heavy_library(tmp_path: Path) -> None:
-    command = [sys.executable, "-I", "-c", HEAVY_IMPORTS, str(comfyui_path()), str(ROOT)]
-    done = subprocess.run([*command, *HEAVY], cwd=tmp_path, capture_output=True, text=True)
+def loading(folder: Path) -> dict[str, Any]:
+    """What the import of the pack, in a process of its own after ComfyUI's modules, brings and
+    takes (CPU seconds)."""
+    command = [sys.executable, "-I", "-c", LOADING, str(comfyui_path()), str(ROOT)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+    return json.loads(done.stdout)
+
+
+def test_loading_the_pack_imports_no_heavy_library_and_takes_little_of_the_start_up(
+    tmp_path: Path,
+) -> None:
+    """0.2 s on a desktop of today, whose ComfyUI needs some 3 s for its own modules. The first
+    time may have to compile."""
+    shares = []
+    for _ in range(3):
+        found = loading(tmp_path)
+        assert HEAVY.isdisjoint(found["packages"])
+        shares.append(found["seconds"]["pack"] / found["seconds"]["comfyui"])
+        if shares[-1] < MOST_OF_COMFYUI:
+            break
+    assert min(shares) < MOST_OF_COMFYUI, shares
