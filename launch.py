@@ -23,8 +23,8 @@ from typing import Any
 HELP = """\
 Trains a LoRA job that Export Training Job has written, or runs a workflow, in this terminal.
 
-  accelerate launch launch.py JOB_FOLDER
-      Train on one device.
+  accelerate launch --num_processes 1 launch.py JOB_FOLDER
+      Train on one device. Without --num_processes, accelerate takes every GPU of the machine.
   accelerate launch --multi_gpu --num_processes 2 launch.py JOB_FOLDER
       Train on two GPUs of this machine. The batch stays the same and is shared by the processes, so
       train_batch_size must be 2 or more, and the LoRA is that of one GPU.
@@ -37,13 +37,19 @@ Trains a LoRA job that Export Training Job has written, or runs a workflow, in t
   python launch.py workflow.json
       Run a graph, saved by the browser or exported in API format. Files land where its nodes write.
 
+In ComfyUI's portable version for Windows, from its folder ComfyUI, put
+..\\python_embeded\\python.exe -m accelerate.commands.launch in place of "accelerate launch", and
+..\\python_embeded\\python.exe in place of "python".
+
 Ctrl+C ends it before the next step and keeps the work. The same command goes on from the last
 checkpoint, with any number of processes, also after a crash; --start-again begins anew. What was
 begun in the graph is gone on with here, and the other way round. All is written to ComfyUI's output
 folder, in atelier/runs.
 """
 EPILOGUE = """\
-Further options are ComfyUI's own (--lowvram, --disable-all-custom-nodes, ...) and come last.
+Further options are ComfyUI's own (--lowvram, --disable-all-custom-nodes, ...) and come last. Those
+of precision (--bf16-unet, --fp32-text-enc, ...) must be the ones the job was exported with: they are
+in the command that Export Training Job shows.
 Exit code: 0 done, 1 failed, 2 wrong options, 128 + signal stopped (130 after Ctrl+C).
 """
 FAILED, WRONG_USE, STOPPED = 1, 2, 128
@@ -113,13 +119,15 @@ def _run_workflow(file: Path, stop: _StopRequest, terminal: Any) -> None:
             "A workflow runs in one process: python launch.py workflow.json. To train in several, "
             "write a job with Export Training Job and launch that."
         )
-    prompt = _read(file)
+    content = _read(file)
     host.start_host(terminal.hear)
     stop.raise_if_asked()
-    if workflow.is_saved_graph(prompt):
-        prompt = workflow.to_prompt(prompt, host.object_info(workflow.node_types(prompt)))
+    prompt, saved = content, None
+    if workflow.is_saved_graph(content):
+        prompt = workflow.to_prompt(content, host.object_info(workflow.node_types(content)))
+        saved = content
     terminal.titles = host.titles(prompt)
-    for node, shown in host.run_graph(prompt).items():
+    for node, shown in host.run_graph(prompt, saved).items():
         terminal.say(f"{terminal.titles[node]}: {host.in_words(shown)}")
 
 
@@ -294,6 +302,9 @@ def _prepare_imports(comfyui: Path, words: list[str]) -> None:
     sys.path.insert(0, str(comfyui))
     sys.argv = [str(comfyui / "main.py"), *words]
     importlib.import_module("main")
+    for stream in (sys.stdout, sys.stderr):
+        # ComfyUI's own: strict, so that a letter the terminal or file has not would end the run.
+        stream.reconfigure(errors="replace")
     if _from_environment("RANK", 0) > 0:
         logging.getLogger().setLevel(logging.WARNING)  # the first one says it for all
     # The package alone: its nodes are loaded by ComfyUI, or with what needs them.

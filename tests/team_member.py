@@ -199,7 +199,8 @@ def finished() -> dict[str, Any]:
 
 def drifted() -> dict[str, Any]:
     """A weight of the last process changes; the first one wants to save."""
-    return ended(lambda: trained(exact_run(), listener=_Recorder(saves_at=3)))
+    listener = _Recorder(saves_at=3)
+    return {**ended(lambda: trained(exact_run(), listener=listener)), **_kept(listener)}
 
 
 def saved() -> dict[str, Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,14 @@ def _progress(
     PromptServer.instance.send_sync("progress", {"value": value, "max": total, "node": node})
 
 
-def run_graph(prompt: Prompt) -> dict[str, dict[str, Any]]:
+def run_graph(
+    prompt: Prompt, workflow: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     """Run a prompt in API format with ComfyUI's own executor, as the server does.
+
+    Args:
+        workflow: the graph as the browser saves it, for the files that nodes write; None: there is
+            none.
 
     Returns:
         What the output nodes show, by the nodes' ids.
@@ -108,7 +115,9 @@ def run_graph(prompt: Prompt) -> dict[str, dict[str, Any]]:
         cache_type=execution.CacheType.CLASSIC,
         cache_args={"lru": 0, "ram": 0},
     )
-    executor.execute(nodes, prompt_id, {}, outputs)
+    extra = {} if workflow is None else {"extra_pnginfo": {"workflow": workflow}}
+    with _in_queue(nodes, prompt_id, extra, outputs):
+        executor.execute(nodes, prompt_id, extra, outputs)
     messages = dict(executor.status_messages)
     if "execution_interrupted" in messages:
         raise GraphStopped
@@ -117,11 +126,25 @@ def run_graph(prompt: Prompt) -> dict[str, dict[str, Any]]:
     return executor.history_result["outputs"]
 
 
+@contextmanager
+def _in_queue(
+    nodes: Prompt, prompt_id: str, extra: Mapping[str, Any], outputs: Sequence[str]
+) -> Iterator[None]:
+    """Where nodes look for the graph they run in, to write it into their pictures."""
+    queue = PromptServer.instance.prompt_queue
+    queue.put((0, prompt_id, nodes, extra, outputs))
+    _, number = queue.get()
+    try:
+        yield
+    finally:
+        queue.task_done(number, {}, None)
+
+
 def models_of(base: Mapping[str, Any]) -> tuple[Any, Any]:
     """MODEL and CLIP that a part of a graph gives.
 
     Args:
-        base: ``{"prompt": nodes, "model": [id, output], "clip": [id, output]}``.
+        base: ``{"prompt": nodes, "model": [id, output], "clip": [id, output] or None}``.
 
     Raises:
         GraphFailed, GraphStopped: as :func:`run_graph`.
@@ -135,13 +158,14 @@ def models_of(base: Mapping[str, Any]) -> tuple[Any, Any]:
 
         @classmethod
         def INPUT_TYPES(cls) -> dict[str, Any]:
-            return {"required": {"model": ("MODEL",), "clip": ("CLIP",)}}
+            return {"required": {"model": ("MODEL",)}, "optional": {"clip": ("CLIP",)}}
 
-        def catch(self, model: Any, clip: Any) -> dict[str, Any]:
+        def catch(self, model: Any, clip: Any = None) -> dict[str, Any]:
             caught.append((model, clip))
             return {}
 
-    inputs = {name: list(base[name]) for name in ("model", "clip")}
+    links = {name: base[name] for name in ("model", "clip")}
+    inputs = {name: list(link) for name, link in links.items() if link is not None}
     prompt = {**base["prompt"], CATCH: {"class_type": CATCH, "inputs": inputs}}
     host_nodes.NODE_CLASS_MAPPINGS[CATCH] = HandOver
     try:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from ...training.errors import require
-from ...training.jobs.job_folder import Job, read_job
+from ...training.jobs.job_folder import Job, read_job, trigger_metadata
 from ...training.results.lora_file import SavePrecision, save_lora, trained_lora
 from ...training.runs.branch import with_batch_size
 from ...training.runs.checkpoints import Checkpoints, CheckpointSpec
 from ...training.runs.preflight import preflight
 from ...training.runs.run import TrainingState
 from ...training.runs.team import require_enough
+from ..graph.upstream import graph_metadata
 from ..live.monitor import watched
 from ..train.run_in_graph import (
     Advice,
@@ -23,7 +25,7 @@ from ..train.run_in_graph import (
     train_beside,
     train_in_graph,
 )
-from .host import models_of
+from .host import CATCH, models_of
 
 ADVICE = Advice(
     resume="Start it again",
@@ -88,15 +90,15 @@ def train_job(job: Job, options: JobOptions, is_main: bool) -> Path | None:
     if not is_main:
         train_beside(state, last, options.of_the_run)
         return None
+    told = {
+        "ss_output_name": state.run.dataset.name,
+        **trigger_metadata(job.class_tokens),
+        **_base_metadata(job),
+    }
     with watched(state.history, state.validations) as monitor:
         state = train_in_graph(state, last, options.of_the_run, monitor)
     path = Checkpoints(state.run, run_folder(state.run), CheckpointSpec()).lora_path(state)
-    save_lora(
-        path,
-        trained_lora(state),
-        options.save_precision,
-        {"ss_output_name": state.run.dataset.name},
-    )
+    save_lora(path, trained_lora(state), options.save_precision, told)
     return path
 
 
@@ -113,3 +115,13 @@ def _begun(job: Job, options: JobOptions) -> TrainingState:
     for sentence in preflight(state.run.spec):
         log.warning(sentence)
     return state
+
+
+def _base_metadata(job: Job) -> dict[str, str]:
+    """Name and hashes of the base model's file, as Save LoRA finds them in the graph. A large file
+    takes its time to be read, once; so this comes before the training, when nothing can be lost."""
+    base = job.base_prompt
+    end = {"inputs": {name: base[name] for name in ("model", "clip")}}
+    seen_from = SimpleNamespace(prompt={**base["prompt"], CATCH: end}, unique_id=CATCH)
+    known = graph_metadata(seen_from)
+    return {name: value for name, value in known.items() if name.startswith("ss_")}

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import safe_open
 from torch import Tensor
 
+from ...training.errors import AtelierError
 from ...training.results.grid_spec import lora_labels
 from ...training.results.lora_file import TrainedLora, trained_lora
 from ...training.runs.run import TrainingState
-from ...training.runs.state_file import load_state
+from ...training.runs.state_file import load_state, read_header
 from ..train.run_in_graph import run_folder
 from .grid_loras import grid_loras
-from .lora_files import LoraFile
+from .lora_files import LoraFile, metadata_of
 
-STEP = re.compile(r"[-_]step0*(\d+)(\.\w+)?$")
-"""As the pack and kohya's scripts end the names of their files."""
+log = logging.getLogger("lora_atelier")
+
+STEP = re.compile(r"(?:[-_]step0*(\d+)|-(\d{6}))(\.\w+)?$")
+"""As the pack and kohya's scripts end the names of their files: of a step, or of an epoch."""
 STEPS_KEY = "ss_steps"
 
 
@@ -74,11 +77,14 @@ def _states(state: TrainingState) -> dict[int, Listed]:
     folder = run_folder(state.run)
     found = {}
     for path in (folder / "state").glob("step*.safetensors"):
-        step = path.stem.removeprefix("step")
-        if step.isdigit() and int(step) < state.step:
-            name = f"{folder.name}-step{int(step):08d}"
-            read = partial(_of_state, path, state)
-            found[int(step)] = Listed(name, int(step), read)
+        try:
+            header = read_header(path)
+        except AtelierError as error:
+            log.warning("A checkpoint is passed over: %s", error)
+            continue
+        if header.step < state.step and header.is_on_the_way_of(state.run):
+            name = f"{folder.name}-step{header.step:08d}"
+            found[header.step] = Listed(name, header.step, partial(_of_state, path, state))
     return found
 
 
@@ -89,20 +95,13 @@ def _of_state(path: Path, state: TrainingState) -> TrainedLora:
 def _with_metadata(
     read: Callable[[], Mapping[str, Tensor]], path: Path, state: TrainingState
 ) -> TrainedLora:
-    return TrainedLora(read(), _metadata(path), state.run.models)
+    return TrainedLora(read(), metadata_of(path), state.run.models)
 
 
 def _step(name: str, path: Path | None = None) -> int:
-    """From the name, or else from what the file says of itself."""
+    """From what the file says of itself, or else from its name."""
+    told = {} if path is None else metadata_of(path)
+    if told.get(STEPS_KEY, "").isdigit():
+        return int(told[STEPS_KEY])
     match = STEP.search(name)
-    if match:
-        return int(match[1])
-    told = {} if path is None else _metadata(path)
-    return int(told[STEPS_KEY]) if told.get(STEPS_KEY, "").isdigit() else 0
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    if path.suffix != ".safetensors":
-        return {}
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+    return int(match[1] or match[2]) if match else 0

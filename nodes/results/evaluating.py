@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ...training.dataset.pictures import ImagePixels, fitted_pixels, open_picture
+from ...training.dataset.pictures import ImagePixels, fitted_pixels, has_file, open_picture
 from ...training.dataset.samples import ImageDataset, Role, Sample
 from ...training.errors import require
 from ...training.evaluation.features import common_side, kept, seen
@@ -55,6 +55,13 @@ def evaluate(
 
     run = state.run
     require(run.models is not None, "state: it holds no models. Take it from a training node.")
+    training = run.dataset.with_role(Role.TRAIN)
+    require(
+        all(has_file(sample.image) for sample in training),
+        "state: it comes from a training job, which holds no pictures, only what was encoded of "
+        "them. Wire the dataset itself to Load Training State, load the job's newest state there, "
+        "and evaluate that.",
+    )
     spec = EvaluationSpec(
         preview,
         labels(loras),
@@ -65,7 +72,6 @@ def evaluate(
     progress = _Progress(spec)
     readable = [GridLora(name, lora.read) for name, lora in zip(spec.loras, loras, strict=True)]
     evaluator = Evaluator(run, readable, spec, progress.work)
-    training = run.dataset.with_role(Role.TRAIN)
     looks = _Looks(run.dataset, preview, clip_vision)
     encoded = 0 if clip_vision is None else len(training)
     encoded += 0 if clip_vision is None else len(spec.variants) * images_per_checkpoint
@@ -75,7 +81,8 @@ def evaluate(
     references = looks.of_training(training, evaluator.repainted(places), progress)
     measured = []
     for one in evaluator.measure():
-        measured.append((one, looks.of_drawn(one.pictures, progress)))
+        # Not the drawn pictures themselves, which are large.
+        measured.append((one._replace(pictures=[]), looks.of_drawn(one.pictures, progress)))
         progress.next()
     (base, base_pictures), *others = measured
     evaluation = compare(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...training.results.lora_file import trained_lora
 from ...training.runs.run import TrainingState
 from ..graph.outputs import output_folder
 from ..train.run_in_graph import run_folder
-from .lora_files import LoraFile, require_readable
+from .lora_files import LoraFile, metadata_of, require_readable
 
 TRAINED = "trained LoRA"
 """What the LORA_MODEL of the graph is called."""
@@ -49,10 +51,21 @@ def _checkpoints(state: TrainingState) -> list[LoraFile]:
     found = []
     for path in (folder / "lora").glob(f"{folder.name}-step*.safetensors"):
         step = path.stem.rpartition("-step")[2]
-        if step.isdigit() and int(step) < state.step:
+        if step.isdigit() and int(step) < state.step and _is_on_the_way(path, state):
             name = f"output/{path.relative_to(output_folder()).as_posix()}"
             found.append((int(step), LoraFile(name, path)))
     return [file for _, file in sorted(found)]
+
+
+def _is_on_the_way(path: Path, state: TrainingState) -> bool:
+    """Whether it was not left by a run of the same settings that was laid out longer. A file that
+    cannot be read is told of later, where all are looked at.
+    """
+    try:
+        horizon = metadata_of(path).get("ss_max_train_steps", "")
+    except (OSError, SafetensorError):
+        return True
+    return not horizon.isdigit() or int(horizon) <= state.run.spec.max_train_steps
 
 
 def _is_of(lora: Mapping[str, Tensor], state: TrainingState) -> bool:

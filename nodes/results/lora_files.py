@@ -177,3 +177,11 @@ def _missing(line: str, there: list[LoraFile]) -> str:
     if there:
         text += f" There is, for example: {', '.join(file.name for file in there[:5])}."
     return text
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a LoRA file says of itself; only safetensors files say anything."""
+    if path.suffix not in (".safetensors", ".sft"):
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}

@@ -215,7 +215,9 @@ class SaveLoRA(io.ComfyNode):
                 "modelspec.author": author.strip(),
                 "modelspec.description": description.strip(),
                 "modelspec.license": license.strip(),
-                "modelspec.trigger_phrase": trigger_phrase.strip() or class_tokens(cls.hidden),
+                "modelspec.trigger_phrase": trigger_phrase.strip()
+                or remembered.get("modelspec.trigger_phrase", "")
+                or class_tokens(cls.hidden),
                 "modelspec.tags": ", ".join(filter(None, map(str.strip, tags.split(",")))),
                 "modelspec.thumbnail": "" if picture is None else thumbnail(picture),
             }

@@ -35,7 +35,7 @@ def base_of_state(prompt: Prompt, node_id: str) -> dict[str, Any]:
         AtelierError: the graph does not tell where the base comes from, or it is trained there.
     """
     begun = set(_beginnings(prompt, node_id))
-    models = {(tuple(_input(prompt, n, "model")), tuple(_input(prompt, n, "clip"))) for n in begun}
+    models = {(_link(prompt, n, "model"), _link(prompt, n, "clip")) for n in begun}
     require(
         len(models) > 0,
         "state: the graph does not tell which node began it. Wire it from Start Training, Train "
@@ -47,7 +47,10 @@ def base_of_state(prompt: Prompt, node_id: str) -> dict[str, Any]:
         "a job holds one. Wire it without the switch between them.",
     )
     ((model, clip),) = models
-    nodes = sorted({*_upstream(prompt, model[0]), *_upstream(prompt, clip[0])})
+    if model is None:
+        raise AtelierError(f"model: node {min(begun)}, which began the state, has none wired.")
+    ends = [link for link in (model, clip) if link is not None]
+    nodes = sorted({node for link in ends for node in _upstream(prompt, link[0])})
     for node in nodes:
         kind = prompt[node].get("class_type")
         if kind in TRAIN:
@@ -57,7 +60,7 @@ def base_of_state(prompt: Prompt, node_id: str) -> dict[str, Any]:
                 "train on that."
             )
     kept = {node: {k: v for k, v in prompt[node].items() if k in KEPT} for node in nodes}
-    return {"prompt": kept, "model": list(model), "clip": list(clip)}
+    return {"prompt": kept, "model": list(model), "clip": None if clip is None else list(clip)}
 
 
 def _beginnings(prompt: Prompt, node_id: str) -> Iterator[str]:
@@ -76,10 +79,10 @@ def _beginnings(prompt: Prompt, node_id: str) -> Iterator[str]:
         waiting += [str(link[0]) for link in links if is_link(link)]
 
 
-def _input(prompt: Prompt, node: str, name: str) -> list[Any]:
+def _link(prompt: Prompt, node: str, name: str) -> tuple[str, int] | None:
+    """Where an input comes from; None: it is not wired."""
     link = prompt[node]["inputs"].get(name)
-    require(is_link(link), f"{name}: node {node}, which began the state, has none wired.")
-    return [str(link[0]), link[1]]
+    return (str(link[0]), link[1]) if is_link(link) else None
 
 
 def _upstream(prompt: Prompt, node_id: str) -> set[str]:

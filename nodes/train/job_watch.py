@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from ...training.errors import AtelierError
 from ...training.jobs.history_tail import HistoryTail
 from ...training.jobs.job_folder import Job
 from ...training.runs.branch import with_batch_size
+from ...training.runs.folder_lock import is_trained
 from ...training.runs.history_file import RUN
 from ...training.runs.run import StepRecord, TrainingState
 from ...training.runs.spec_json import to_json
@@ -23,8 +25,6 @@ from ..live.progress import StepReporter, duration
 from ..live.run_monitor import RunMonitor
 from .run_in_graph import run_folder
 
-QUIET_SECONDS = 300.0
-"""Nobody trains a run any more whose history has been silent for so long."""
 LOOK_SECONDS = 1.0
 PAUSE_SECONDS = 0.1
 """Between two looks at Cancel and Finish."""
@@ -89,23 +89,13 @@ class JobRun:
         return _told(self.folder).get("settings", {}).get("max_train_steps", horizon)
 
     def newest(self) -> TrainingState:
-        """Its latest state, or the job's own."""
+        """The latest state of the run's last start, or the job's own."""
         for _ in range(ATTEMPTS):
-            path = self._newest_file()
-            if path is None:
-                break
             try:
-                horizon = read_header(path).horizon
-                spec = replace(self.begun.run.spec, max_train_steps=horizon)
-                return load_state(path, replace(self.begun.run, spec=spec))
-            except (AtelierError, OSError):
-                log.info("%s has been replaced by a newer one.", path.name)
+                return self._newest_on_disk() or self.begun
+            except (AtelierError, OSError) as error:
+                log.info("A state has been replaced by a newer one: %s", error)
         return self.begun
-
-    def newest_step(self) -> int:
-        """Of :meth:`newest`, told from the files' headers."""
-        path = self._newest_file()
-        return self.begun.step if path is None else int(path.stem.removeprefix("step"))
 
     def silent_for(self) -> float | None:
         """Seconds since a line was added to its history; None: it has not been trained yet."""
@@ -113,13 +103,11 @@ class JobRun:
         return None if changed is None else max(0.0, time.time() - changed)
 
     def is_trained(self) -> bool:
-        """Whether somebody seems to be at it."""
-        silent = self.silent_for()
-        unfinished = self.newest_step() < self.last_step
-        return unfinished and silent is not None and silent < QUIET_SECONDS
+        """Whether a process is at it."""
+        return is_trained(self.folder)
 
     def follow(self, monitor: RunMonitor) -> None:
-        """Show every step on the running node until the run ends, or has gone silent, or the person
+        """Show every step on the running node until nobody trains the run any more, or the person
         asks to finish, which ends the watching alone.
 
         Raises:
@@ -132,8 +120,9 @@ class JobRun:
         while not monitor.finish_requested():
             monitor.micro_step(raise_if_cancelled)
             if time.monotonic() - looked >= LOOK_SECONDS:
-                self.catch_up(monitor, reporter.step)
-                if not self.is_trained():
+                goes_on = self.is_trained()
+                self.catch_up(monitor, reporter.step)  # after the question: nothing is missed
+                if not goes_on:
                     break
                 looked = time.monotonic()
             time.sleep(PAUSE_SECONDS)
@@ -171,16 +160,44 @@ class JobRun:
         text = f"step {reached} of {last_step}: {now}"
         return text if reached == state.step else f"{text}\nThe state is that of step {state.step}."
 
-    def _newest_file(self) -> Path | None:
+    def _newest_on_disk(self) -> TrainingState | None:
+        history = HistoryTail(self.folder)
+        written = history.changed()
+        records = {record.step: record for record in history.news().records}
         for path in sorted((self.folder / "state").glob("step*.safetensors"), reverse=True):
             header = _header(path)
-            if header is not None and self._continues(header):
-                return path
+            if header is None or not self._continues(header):
+                continue
+            is_beyond = header.step > max(records, default=0)
+            if is_beyond and written is not None and path.stat().st_mtime < written:
+                continue  # left by an earlier start, which came further
+            spec = replace(self.begun.run.spec, max_train_steps=header.horizon)
+            state = load_state(path, replace(self.begun.run, spec=spec))
+            if is_beyond or _is_told(state, records):
+                return state
         return None
 
     def _continues(self, header: StateHeader) -> bool:
-        """Whether it is a later state of this very run."""
-        return header.identity == self.begun.run.identity and header.step > self.begun.step
+        """Whether it is a later state of this very run, laid out for the steps of its last start or
+        for fewer, from which that has gone on."""
+        horizon = self.last_step if _told(self.folder) else header.horizon
+        return (
+            header.identity == self.begun.run.identity
+            and header.step > self.begun.step
+            and (header.horizon == horizon or header.step <= header.horizon < horizon)
+        )
+
+
+def _is_told(state: TrainingState, records: Mapping[int, StepRecord]) -> bool:
+    """Whether the history of the last start led to a state: one of an earlier start may have come
+    here at other learning rates."""
+    own, told = state.history[-1], records.get(state.step)
+    return told is not None and _numbers(own) == _numbers(told)
+
+
+def _numbers(record: StepRecord) -> list[float | None]:
+    """The file holds nothing for what is no finite number."""
+    return [n if math.isfinite(n) else None for n in (record.loss, record.learning_rate)]
 
 
 def _told(folder: Path) -> dict[str, Any]:

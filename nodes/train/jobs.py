@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ...training.errors import AtelierError, require
-from ...training.jobs.job_folder import JOB, folder_bytes, read_job, write_job
+from ...training.jobs.job_folder import (
+    JOB,
+    folder_bytes,
+    read_job,
+    trigger_metadata,
+    write_job,
+)
 from ...training.results.loss_chart import smoothed
-from ...training.runs.history_file import HISTORY
+from ...training.runs.folder_lock import is_trained
+from ...training.runs.history_file import HISTORY, RUN
 from ...training.runs.run import TrainingState
 from ..graph.checks import verdict
 from ..graph.outputs import output_folder, safe_name, shown
+from ..graph.upstream import nearest
 from ..graph.wires import AtelierState
 from ..live.browsers import running_node
 from ..live.monitor import watched
@@ -86,13 +94,17 @@ class ExportTrainingJob(io.ComfyNode):
         from ...training.host.settings import may_tell_graph
 
         _check_name(job_name)
-        base = base_of_state(getattr(cls.hidden, "prompt", None) or {}, running_node().node)
+        prompt, node = getattr(cls.hidden, "prompt", None) or {}, running_node().node
+        base = base_of_state(prompt, node)
+        tokens = nearest(prompt, node, ["class_tokens"])
         info = getattr(cls.hidden, "extra_pnginfo", None) or {}
         graph = info.get("workflow") if may_tell_graph() else None
         data = state.run.data
         progress = HostProgress(len(data.images) + len(data.conditioning))
         place = jobs_folder() / safe_name(job_name.strip() or state.run.dataset.name)
-        folder = write_job(place, state, base, graph, progress.tick)
+        folder = write_job(
+            place, state, base, graph, progress.tick, tokens.value if tokens is not None else ""
+        )
         megabytes = folder_bytes(folder) / 1e6
         text = (
             f"{shown(folder)}: {megabytes:,.1f} MB, from step {state.step} to "
@@ -133,7 +145,14 @@ class LoadTrainingJob(io.ComfyNode):
                         "samplings on it. Another one is refused."
                     ),
                 ),
-                io.Clip.Input("clip", tooltip="Its text encoder. Another one is refused."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip=(
+                        "Its text encoder. Another one is refused. Only a job whose conditioning "
+                        "was wired ready-made needs none."
+                    ),
+                ),
                 io.Boolean.Input(
                     "watch",
                     default=False,
@@ -158,19 +177,20 @@ class LoadTrainingJob(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, job: str | None = None, **others: Any) -> str:
-        """Another one as soon as the run has taken a step or saved a state."""
+        """Another one as soon as the run has taken a step or saved a state, or has ended."""
         if job is None or job == NO_JOB:
             return ""
         folder = _path(job)
-        files = [folder / JOB]
+        files, trained = [folder / JOB], []
         for run in run_folders(read_job(folder)):
-            files += [run / HISTORY, *sorted((run / "state").glob("step*.safetensors"))]
+            files += [run / RUN, run / HISTORY, *sorted((run / "state").glob("step*.safetensors"))]
+            trained.append(str(is_trained(run)))
         facts = [f"{path.name} {_stamp(path)}" for path in files]
-        return hashlib.sha256("\n".join([job, *facts]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([job, *facts, *trained]).encode()).hexdigest()
 
     @classmethod
     def execute(
-        cls, job: str, model: Any, clip: Any, watch: bool = False, vae: Any = None
+        cls, job: str, model: Any, clip: Any = None, watch: bool = False, vae: Any = None
     ) -> io.NodeOutput:
         from ...training.host.job_session import start_job  # the host's models: not at start-up
 
@@ -191,7 +211,9 @@ class LoadTrainingJob(io.ComfyNode):
             loss = smoothed([record.loss for record in state.history])[-1]
             lines.append(f"loss {loss:.4f} (average)")
         show_text("\n".join(lines))
-        return io.NodeOutput(state, *results(state))
+        trained_model, trained_clip, lora, losses = results(state)
+        lora.metadata.update(trigger_metadata(opened.class_tokens))
+        return io.NodeOutput(state, trained_model, trained_clip, lora, losses)
 
 
 def jobs_folder() -> Path:
@@ -202,12 +224,12 @@ def jobs_folder() -> Path:
 def jobs() -> list[str]:
     """Names of the jobs, the newest first."""
 
-    def found() -> Iterator[tuple[float, str]]:
-        for path in jobs_folder().glob(f"*/{JOB}"):
-            if not path.parent.name.startswith("."):  # one that is being written
-                yield path.stat().st_mtime, path.parent.name
-
-    return [name for _, name in sorted(found(), reverse=True)]
+    times = {}
+    for path in jobs_folder().glob(f"*/{JOB}"):
+        if not path.parent.name.startswith("."):  # one that is being written
+            with suppress(OSError):  # deleted meanwhile
+                times[path.parent.name] = path.stat().st_mtime
+    return sorted(times, key=lambda name: (times[name], name), reverse=True)
 
 
 def _path(job: str) -> Path:

@@ -20,6 +20,7 @@ from ...training.results.loss_chart import smoothed
 from ...training.results.loss_history import loss_map
 from ...training.results.preview_spec import PreviewSpec, due
 from ...training.runs.checkpoints import Checkpoints, CheckpointSpec, OnSaveError
+from ...training.runs.folder_lock import training_alone
 from ...training.runs.history_file import RunLog
 from ...training.runs.listener import Listener
 from ...training.runs.loop import train
@@ -66,24 +67,12 @@ def train_in_graph(
     """Train on until ``last_step``, or until the person asks for the end.
 
     Raises:
-        AtelierError: training failed, or a checkpoint could not be written and was to stop it.
+        AtelierError: training failed, another process trains this run, or a checkpoint could not be
+            written and was to stop it.
     """
     files = Checkpoints(begin.run, run_folder(begin.run), options.checkpoints)
-    state = _taken_up(begin, last_step, files, options, monitor)
-    with RunLog(files.folder, state, options.checkpoints.tensorboard) as run_log:
-        listener = _GraphListener(state, last_step, files, options, run_log, monitor)
-        watchman = Watchman(state, last_step)
-        previews = _Previews(begin.run, options.previews, files.folder, monitor)
-        previews.draw_base(state, listener)
-        first = state.step
-        # Asked to finish before the first step, it still takes one: there must be a result.
-        while state.step < last_step and (state.step == first or not monitor.finish_requested()):
-            stop = min(last_step, previews.next_after(state.step))
-            state = train(state, stop - state.step, listener, watchman)
-            is_end = state.step == last_step or monitor.finish_requested()
-            listener.save_between(state, is_end)  # before pictures, which take their time
-            previews.draw(state, is_end, listener)
-    return state
+    with training_alone(files.folder, options.advice.resume.lower()):
+        return _trained(begin, last_step, files, options, monitor)
 
 
 def train_beside(begin: TrainingState, last_step: int, options: RunOptions) -> TrainingState:
@@ -117,6 +106,31 @@ def summary(state: TrainingState, seconds: float) -> str:
     epochs = state.history[-1].epoch + 1
     text = f"{state.step} steps, {epochs} epochs in {duration(seconds)} · loss {loss:.4f} (average)"
     return "\n".join([text, *left_out(state.run.dataset)])
+
+
+def _trained(
+    begin: TrainingState,
+    last_step: int,
+    files: Checkpoints,
+    options: RunOptions,
+    monitor: RunMonitor,
+) -> TrainingState:
+    """As :func:`train_in_graph`, in a folder that is this process's own meanwhile."""
+    state = _taken_up(begin, last_step, files, options, monitor)
+    with RunLog(files.folder, state, options.checkpoints.tensorboard) as run_log:
+        listener = _GraphListener(state, last_step, files, options, run_log, monitor)
+        watchman = Watchman(state, last_step)
+        previews = _Previews(begin.run, options.previews, files.folder, monitor)
+        previews.draw_base(state, listener)
+        first = state.step
+        # Asked to finish before the first step, it still takes one: there must be a result.
+        while state.step < last_step and (state.step == first or not monitor.finish_requested()):
+            stop = min(last_step, previews.next_after(state.step))
+            state = train(state, stop - state.step, listener, watchman)
+            is_end = state.step == last_step or monitor.finish_requested()
+            listener.save_between(state, is_end)  # before pictures, which take their time
+            previews.draw(state, is_end, listener)
+    return state
 
 
 def _taken_up(

@@ -14,7 +14,7 @@ from ..graph.checks import verdict
 from ..graph.outputs import cache_folder
 from ..graph.wires import AtelierState
 from ..live.progress import show_text
-from .training_inputs import ready_inputs, run_inputs, spec_from
+from .training_inputs import compile_input, ready_inputs, run_inputs, spec_from
 
 log = logging.getLogger("lora_atelier")
 
@@ -34,7 +34,7 @@ class StartTraining(io.ComfyNode):
                 "try several learning rates from one state. max_train_steps is what the "
                 "learning-rate schedule is laid out for. Train LoRA does both in one node."
             ),
-            inputs=[*run_inputs(), *ready_inputs()],
+            inputs=[*run_inputs(), *ready_inputs(), compile_input()],
             outputs=[
                 AtelierState.Output(
                     "state", display_name="state", tooltip="The run at step 0, for Train Steps."
@@ -105,10 +105,12 @@ def begin(
     log.info("%s", network_line)
     show_text(f"{network_line}\nencoding pictures and captions …")
     state = start_run(model, clip, vae, dataset, spec, cache_folder(), ready)
+    for sentence in (notes := state.run.model.notes()):
+        log.warning(sentence)
     memory_line, memory_advice = describe_memory(state)
     log.info("%s", memory_line)
     for sentence in memory_advice:
         log.warning(sentence)
-    advice += ready.notes(state.run.models, dataset)
+    advice += notes + ready.notes(state.run.models, dataset)
     show_text("\n".join([network_line, memory_line, *memory_advice]))
     return state, [network_line, memory_line, *memory_advice, *advice]

@@ -18,6 +18,7 @@ from ..live.progress import show_text
 from .run_in_graph import Resume, RunOptions, results, summary, train_in_graph
 from .start_training import begin
 from .training_inputs import (
+    compile_input,
     keeping_inputs,
     ready_inputs,
     result_outputs,
@@ -44,7 +45,7 @@ class TrainLoRA(io.ComfyNode):
                 "gamma 5 for SD models. Cancel keeps the LoRA as far as it got, in "
                 "output/atelier."
             ),
-            inputs=[*run_inputs(), *keeping_inputs(), *ready_inputs()],
+            inputs=[*run_inputs(), *keeping_inputs(), *ready_inputs(), compile_input()],
             outputs=result_outputs(),
         )
 

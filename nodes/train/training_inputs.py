@@ -262,6 +262,21 @@ def ready_inputs() -> list[io.Input]:
     ]
 
 
+def compile_input() -> io.Input:
+    """The last of all, for the same reason."""
+    return io.Boolean.Input(
+        "compile_blocks",
+        default=False,
+        optional=True,
+        tooltip=(
+            "Compiles the blocks of the model with torch.compile in the first step, which then "
+            "takes up to minutes, and again for each new size of picture. Worth a try on a GPU "
+            "with Triton for runs of hours. Where it does not work, the run says so and goes on "
+            "without. Rounds a little differently."
+        ),
+    )
+
+
 def spec_from(
     max_train_steps: int,
     train_batch_size: int,
@@ -276,6 +291,7 @@ def spec_from(
     gradient_checkpointing: bool = False,
     validate_every_n_steps: int = 0,
     on_divergence: str = OnDivergence.STOP.value,
+    compile_blocks: bool = False,
 ) -> TrainingSpec:
     """The widgets as the engine's settings; what is not connected takes its defaults.
 
@@ -294,6 +310,7 @@ def spec_from(
         seed=seed,
         adapter_precision=choice("adapter_precision", adapter_precision, AdapterPrecision),
         gradient_checkpointing=gradient_checkpointing,
+        compile_blocks=compile_blocks,
         validate_every_n_steps=validate_every_n_steps,
         on_divergence=choice("on_divergence", on_divergence, OnDivergence),
     )

@@ -41,6 +41,17 @@ CUT_WIDGETS = """types => {
     return cut;
 }"""
 
+# As they are on the canvas, where a node is never smaller than what it shows.
+OVERLAPPING = """() => {
+    const boxes = app.graph._nodes.map(node => {
+        const [x, y, width, height] = node.boundingRect;
+        return { name: node.title, left: x, top: y, right: x + width, bottom: y + height };
+    });
+    return boxes.flatMap((a, place) => boxes.slice(place + 1).filter(b =>
+        a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom
+    ).map(b => `${a.name} over ${b.name}`));
+}"""
+
 LOOK = """() => app.graph._nodes.filter(node => node.type.startsWith('Atelier')).map(node => ({
     type: node.type,
     title: node.title,
@@ -72,6 +83,8 @@ def test_the_workflow_opens_without_a_missing_node_a_red_border_or_a_warning(
     assert english.page.locator("[role=dialog]").count() == 0
     alerts = english.page.locator(".p-toast-message").all_inner_texts()
     assert alerts == []
+    assert english.run(OVERLAPPING) == []
+    assert english.own_errors() == []
     english.screenshot(f"graph-{name}-dark")
 
 

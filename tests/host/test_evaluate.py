@@ -22,7 +22,7 @@ from lora_atelier.nodes.results.evaluate import EvaluateLoRA
 from lora_atelier.nodes.results.evaluated_loras import labels, listed_loras
 from lora_atelier.nodes.results.lora_files import named_files
 from lora_atelier.nodes.train.run_in_graph import run_folder
-from lora_atelier.training.dataset.pictures import ImagePixels
+from lora_atelier.training.dataset.pictures import ImageFile, ImagePixels
 from lora_atelier.training.dataset.samples import ImageDataset, Role, Sample
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.evaluation.spec import EvaluationSpec, Prompts
@@ -179,6 +179,13 @@ def test_a_run_brings_its_loras_its_states_and_its_end(state: TrainingState) -> 
         save_lora(folder / "lora" / name, trained_lora(kept), SavePrecision.FLOAT)
         if step == 20:
             save_state(folder / "state" / "step00000015.safetensors", replace(kept, step=15))
+    # Of the same settings, but not of this run: damaged, or of one that was laid out longer.
+    (folder / "state" / "step00000017.safetensors").write_bytes(b"cut short")
+    longer = replace(state.run, spec=replace(state.run.spec, max_train_steps=10_000))
+    of_longer = replace(state, step=18, run=longer)
+    save_state(folder / "state" / "step00000018.safetensors", of_longer)
+    name = f"{folder.name}-step00000019.safetensors"
+    save_lora(folder / "lora" / name, trained_lora(of_longer), SavePrecision.FLOAT)
     loras = listed_loras([], state)
     assert [lora.step for lora in loras] == [10, 15, 20, 30]
     assert {lora.run for lora in loras} == {folder.name}
@@ -193,13 +200,13 @@ def test_files_stand_in_for_the_run_and_tell_their_steps(
     state: TrainingState, folders: Path
 ) -> None:
     tensors = dict(trained_lora(state))
-    for name, told in (("a-step7", {}), ("b", {"ss_steps": "90"}), ("c", {})):
+    for name, told in (("a-step7", {}), ("b-000003", {"ss_steps": "90"}), ("c-4", {})):
         save_file(tensors, folders / "loras" / f"{name}.safetensors", metadata=told or None)
     loras = listed_loras(named_files("*"), state)
     assert [(lora.name, lora.step) for lora in loras] == [
-        *(("a-step7.safetensors", 7), ("b.safetensors", 90), ("c.safetensors", 0))
+        *(("a-step7.safetensors", 7), ("b-000003.safetensors", 90), ("c-4.safetensors", 0))
     ]
-    assert [lora.run for lora in loras] == ["a", "b.safetensors", "c.safetensors"]
+    assert [lora.run for lora in loras] == ["a", "b", "c-4.safetensors"]
     assert loras[1].read().metadata == {"ss_steps": "90"}
     assert loras[1].read().models is state.run.models
 
@@ -273,6 +280,10 @@ def test_what_cannot_be_evaluated_is_said_before_anything_is_measured(
     ):
         with pytest.raises(AtelierError, match=told):
             evaluated(state, **widgets)
+    names = [replace(s, image=ImageFile(s.name, s.image.size)) for s in state.run.dataset.samples]
+    bare = replace(state.run.data, dataset=replace(state.run.dataset, samples=tuple(names)))
+    with pytest.raises(AtelierError, match="comes from a training job, which holds no pictures"):
+        evaluated(replace(state, run=replace(state.run, data=bare)))
     with pytest.raises(AtelierError, match="sampler_name is 'none'"):
         call("AtelierEvaluate", {}, state=state, preview=replace(PREVIEW, sampler_name="none"))
 

@@ -47,6 +47,7 @@ START_ROWS = {
     "seed": Row(1, "losses"),
     "adapter_precision": Row("bf16_stochastic", "weights"),
     "gradient_checkpointing": Row(True, "ss_gradient_checkpointing"),
+    "compile_blocks": Row(True, "ss_torch_compile"),
     "validate_every_n_steps": Row(-1, "validations", elsewhere={**HELD_OUT, **ANEW}),
 }
 STEPS_ROWS = {

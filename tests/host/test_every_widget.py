@@ -132,6 +132,7 @@ TRAIN_ROWS = {
     "seed": Row(1, "losses"),
     "adapter_precision": Row("bf16_stochastic", "weights"),
     "gradient_checkpointing": Row(True, "ss_gradient_checkpointing"),
+    "compile_blocks": Row(True, "ss_torch_compile"),
     "validate_every_n_steps": Row(-1, "validations", {"resume": "start_again"}, HELD_OUT),
 }
 

@@ -3,7 +3,6 @@ what cannot be trained is refused in words."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import comfy.model_management as mm
@@ -12,7 +11,6 @@ import torch
 
 from families import FAMILIES, Family
 from lora_atelier.training.errors import AtelierError
-from lora_atelier.training.host.base_facts import base_facts
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
 from sampled_steps import CUT, Step
 from tiny_training import normal, predicting, quick_spec, worked_network
@@ -81,9 +79,7 @@ UNLISTED = {
 
 
 @pytest.mark.parametrize("name", UNLISTED)
-def test_a_family_that_nobody_listed_is_trained_as_it_is_sampled(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_family_that_nobody_listed_is_trained_as_it_is_sampled(name: str) -> None:
     family = UNLISTED[name]
     step = Step(family, family.patcher(), count=1)  # of more, Omnigen2 adds up the words
     assert step.difference() < 1e-5
@@ -95,15 +91,13 @@ def test_a_family_that_nobody_listed_is_trained_as_it_is_sampled(
         predict(x, sigmas, family.conditioning(2), [CUT] * 2).square().mean().backward()
     felt = [p.grad is not None and bool(p.grad.any()) for p in network.parameters()]
     assert sum(felt) > len(felt) / 2
-    with caplog.at_level(logging.WARNING, "lora_atelier"):
-        base_facts(step.patcher)
-    assert f"{name} is trained in the general way" in caplog.text
+    (note,) = model.notes()
+    assert f"{name} is trained in the general way" in note
     mm.unload_all_models()
 
 
-def test_nothing_is_said_of_a_family_that_was_compared(caplog: pytest.LogCaptureFixture) -> None:
-    base_facts(FAMILIES["qwen"].patcher())
-    assert "general way" not in caplog.text
+def test_nothing_is_said_of_a_family_that_was_compared() -> None:
+    assert HostDiffusionModel(FAMILIES["qwen"].patcher()).notes() == []
 
 
 def test_a_family_of_another_objective_is_refused_in_words() -> None:

@@ -223,6 +223,9 @@ def test_graph_base_model_and_trigger_phrase_are_in_the_metadata(
     assert told["ss_output_name"] == "fox_00001_"
     told = metadata(save(ours, graph(), trigger_phrase="red fox"))
     assert told["modelspec.trigger_phrase"] == "red fox"
+    other = TrainedLora(ours, {**ours.metadata, "modelspec.trigger_phrase": "of its own"})
+    told = metadata(save(other, graph(), model=ours.models.model, clip=ours.models.clip))
+    assert told["modelspec.trigger_phrase"] == "of its own"  # and not the graph's
 
 
 def test_the_base_of_the_preview_is_not_taken_for_that_of_the_training(ours: TrainedLora) -> None:

@@ -293,4 +293,4 @@ def test_the_blocks_of_a_transformer_are_the_members_of_its_outermost_lists() ->
 
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(AtelierError, match="gradient_checkpointing is on, but no repeated blocks"):
-        require_blocks(nn.Sequential(nn.Linear(1, 1)))
+        require_blocks(nn.Sequential(nn.Linear(1, 1)), "gradient_checkpointing")

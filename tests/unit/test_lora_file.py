@@ -297,6 +297,11 @@ def test_what_is_told_at_the_end_stands_before_what_the_lora_remembers(tmp_path,
     assert (told["modelspec.title"], told["ss_steps"]) == ("Foxes", "7")
 
 
+def pack_version() -> str:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    return re.search(r'^version = "(.+)"$', text, re.MULTILINE)[1]
+
+
 def test_metadata_are_what_a1111_and_lora_managers_parse(make_run: Callable[..., Any]) -> None:
     """A1111 takes every `ss_` value that begins with a brace for JSON, and shows these."""
     run = make_run(
@@ -305,11 +310,13 @@ def test_metadata_are_what_a1111_and_lora_managers_parse(make_run: Callable[...,
         gradient_accumulation_steps=2,
         max_train_steps=7,
     )
-    base = BaseModelFacts("sd_v1", "stable-diffusion-v1", "diffusers", "epsilon")
+    base = BaseModelFacts("sd_v1", "stable-diffusion-v1", "diffusers", "epsilon", host="ComfyUI 1")
     facts = lora_metadata(start(replace(run, base=base)))
     parsed = {k: json.loads(v) if v.startswith("{") else v for k, v in facts.items()}
     assert parsed["ss_tag_frequency"]["shapes"]["caption 1"] == 3
     assert parsed["ss_dataset_dirs"] == {"shapes": {"n_repeats": 2, "img_count": 3}}
+    versions = f"LoRA Atelier {pack_version()}, PyTorch {torch.__version__}, ComfyUI 1"
+    assert parsed["atelier.versions"] == versions
     assert parsed["ss_reg_dataset_dirs"] == {}
     bucket = {"resolution": [64, 64], "count": 6}
     assert parsed["ss_bucket_info"] == {"buckets": {"0": bucket}}

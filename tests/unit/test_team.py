@@ -135,6 +135,7 @@ def test_the_wish_of_one_finishes_all(team: Outcome) -> None:
 def test_weights_that_drift_apart_are_not_saved(team: Outcome) -> None:
     for member in team("drifted"):
         assert "no longer have the same weights: 1 of 2 differ" in member["error"]
+        assert member["interrupted_at"] == []
 
 
 def test_saving_changes_nothing(team: Outcome) -> None:

@@ -32,16 +32,16 @@ def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
     return dict(_outermost(model, "", _is_member))
 
 
-def require_blocks(model: nn.Module) -> None:
-    """Refuse gradient_checkpointing where it would do nothing.
+def require_blocks(model: nn.Module, setting: str) -> None:
+    """Refuse a ``setting`` about blocks where it would do nothing.
 
     Raises:
         AtelierError: no blocks are found in ``model``.
     """
     require(
         len(repeated_blocks(model)) > 0,
-        "gradient_checkpointing is on, but no repeated blocks are found in this model, so that it "
-        "would save nothing. Switch it off.",
+        f"{setting} is on, but no repeated blocks are found in this model, so that it would save "
+        "nothing. Switch it off.",
     )
 
 

@@ -19,3 +19,5 @@ class BaseModelFacts:
     """ModelSpec's: ``epsilon`` or ``v``; it has no word for the others."""
     is_v2: bool = False
     """Stable Diffusion 2.x."""
+    host: str = ""
+    """What ran it, and its version."""

@@ -10,8 +10,8 @@ belongs inside the context.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .blocks import blocks_run
 from .checkpointing import checkpointing
+from .compiled import blocks_compiled, left_alone
 from .forwards import forward_replaced
 from .frozen import FrozenLayer, Weights, is_frozen_layer
 
@@ -36,6 +37,7 @@ def training_context(
     compute_dtype: torch.dtype,
     device: torch.device,
     gradient_checkpointing: bool = False,
+    compile_blocks: bool = False,
 ) -> Iterator[None]:
     """Attach ``adapters`` to ``model`` and make it differentiable.
 
@@ -49,6 +51,7 @@ def training_context(
         device: where the model computes; small parameters that the host keeps elsewhere are
             brought there once instead of at every call.
         gradient_checkpointing: compute what is inside a block again in backward.
+        compile_blocks: with ``torch.compile`` (:mod:`training.base_model.compiled`).
 
     Raises:
         KeyError: an adapter's path is not a frozen layer of ``model``.
@@ -58,13 +61,18 @@ def training_context(
         raise KeyError(f"no such Linear or Conv layer in the model: {sorted(missing)}")
     with ExitStack() as undo:
         for path, layer in frozen.items():
-            undo.enter_context(_forward_through(layer, adapters.get(path), weights))
+            forward = _forward_through(layer, adapters.get(path), weights)
+            if compile_blocks:
+                forward = left_alone(forward)
+            undo.enter_context(forward_replaced(layer, forward))
         for module in model.modules():
             if not is_frozen_layer(module) and not isinstance(module, nn.Embedding):
                 undo.enter_context(_plain_tensors(module, storage_dtype, compute_dtype, device))
             if _is_norm(module):
                 undo.callback(module.register_forward_pre_hook(_copy_of_input).remove)
-        if gradient_checkpointing:
+        if compile_blocks:
+            undo.enter_context(blocks_compiled(model))
+        if gradient_checkpointing:  # around them: what is computed again runs compiled, too
             undo.enter_context(blocks_run(model, checkpointing(device)))
         yield
 
@@ -98,11 +106,9 @@ def _adapted(adapter: nn.Module, frozen: FrozenLayer, x: Tensor) -> Tensor:
 
 def _forward_through(
     layer: nn.Module, adapter: nn.Module | None, weights: Weights
-) -> AbstractContextManager[None]:
+) -> Callable[[Tensor], Tensor]:
     frozen = FrozenLayer(layer, weights)
-    return forward_replaced(
-        layer, frozen if adapter is None else partial(_adapted, adapter, frozen)
-    )
+    return frozen if adapter is None else partial(_adapted, adapter, frozen)
 
 
 @contextmanager

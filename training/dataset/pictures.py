@@ -92,6 +92,11 @@ class ImagePixels:
 Picture = ImageFile | ImagePixels
 
 
+def has_file(picture: Picture) -> bool:
+    """Whether it can be opened; those of a dataset out of a training job are names alone."""
+    return isinstance(picture, ImagePixels) or os.path.isabs(picture.path)
+
+
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
     """Extensions of all formats that Pillow opens here, in lower case, with their dots."""

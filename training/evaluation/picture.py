@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from .plots import draw_plots, strength_colours
-from .report import headline, percent, verdict_text
+from .report import bands_text, headline, percent, verdict_text
 from .rule import Fault, Judged, Recommendation
 from .sheet import BAD, GOOD, GREY, RULE, Sheet
 from .spec import evenly
@@ -24,14 +24,15 @@ LABEL = 104
 """px beside the pictures for what they are."""
 COLUMNS = (
     ("LoRA", 0, "left"),
-    ("strength", 330, "right"),
-    ("loss", 425, "right"),
-    ("gain", 505, "right"),
-    ("score", 585, "right"),
-    ("prompts kept", 715, "right"),
-    ("diversity", 815, "right"),
-    ("copies", 905, "right"),
-    ("verdict", 940, "left"),
+    ("strength", 270, "right"),
+    ("loss", 340, "right"),
+    ("% by noise, least to most", 540, "right"),
+    ("gain", 605, "right"),
+    ("score", 675, "right"),
+    ("prompts kept", 795, "right"),
+    ("diversity", 880, "right"),
+    ("copies", 965, "right"),
+    ("verdict", 985, "left"),
 )
 """Name of each, px from the left margin, and on which side of that it lies."""
 GREEN, PALE = "#e4f2ec", "#f6f6f6"
@@ -93,16 +94,20 @@ def _table(
         if is_best or number % 2 == 0:
             ground = GREEN if is_best else PALE
             sheet.fill(MARGIN - 8, y, WIDTH - 2 * MARGIN + 16, TABLE_LINE, ground)
-        _table_line(sheet, judged, is_best, y + TABLE_LINE / 2)
+        _table_line(sheet, judged, recommendation, y + TABLE_LINE / 2)
 
 
-def _table_line(sheet: Sheet, judged: Judged, is_best: bool, middle: float) -> None:
+def _table_line(
+    sheet: Sheet, judged: Judged, recommendation: Recommendation, middle: float
+) -> None:
+    is_best = judged is recommendation.chosen
     row, faults = judged.row, judged.faults
     gain, score, kept = judged.gain, judged.score, row.kept
     cells = (
         (row.candidate.name, False),
         (f"{row.candidate.strength:g}", False),
         (f"{row.loss:.4f}", bool({Fault.OVERFITTED, Fault.WORSE_THAN_BASE} & set(faults))),
+        (bands_text(judged, recommendation, "  "), False),
         ("–" if gain is None else percent(gain.value), False),
         ("–" if score is None else percent(score.value), Fault.LITTLE_GAIN in faults),
         ("–" if kept is None else f"{kept.value:.2f}", Fault.PROMPTS_LOST in faults),
@@ -110,7 +115,7 @@ def _table_line(sheet: Sheet, judged: Judged, is_best: bool, middle: float) -> N
         (f"{len(row.copies)} of {len(row.pairs)}", Fault.MEMORISED in faults),
         (verdict_text(judged, is_best, MOST_FAULTS), bool(faults)),
     )
-    rooms = {0: 260, len(cells) - 1: WIDTH - 2 * MARGIN - COLUMNS[-1][1]}
+    rooms = {0: 205, len(cells) - 1: WIDTH - 2 * MARGIN - COLUMNS[-1][1]}
     for place, ((text, is_bad), (_, x, side)) in enumerate(zip(cells, COLUMNS, strict=True)):
         colour = GOOD if is_best else BAD if is_bad else "#222222"
         weight = "bold" if is_best else "normal"

@@ -43,6 +43,7 @@ def report_text(
     chosen = recommendation.chosen
     lines += _why(chosen, recommendation) if chosen else _what_to_try(recommendation)
     lines += ["", *(_row_line(judged, recommendation) for judged in recommendation.rows)]
+    lines += ["", *_bands(recommendation)]
     copies = copies_text(recommendation)
     lines += ["", *copies] if copies else []
     return "\n".join([*lines, "", *_how(recommendation, spec, loss_pictures), *notes])
@@ -108,7 +109,8 @@ def _why(chosen: Judged, recommendation: Recommendation) -> list[str]:
 def _is_last(chosen: Judged, recommendation: Recommendation) -> bool:
     candidate = chosen.row.candidate
     others = (judged.row.candidate for judged in recommendation.rows)
-    return candidate.step >= max(o.step for o in others if o.run == candidate.run)
+    steps = [other.step for other in others if other.run == candidate.run]
+    return len(set(steps)) > 1 and candidate.step == max(steps)
 
 
 def _what_to_try(recommendation: Recommendation) -> list[str]:
@@ -162,12 +164,24 @@ def _row_line(judged: Judged, recommendation: Recommendation) -> str:
     return f"{row_name(row)}: {' · '.join(parts)} · {verdict}"
 
 
+def _bands(recommendation: Recommendation) -> list[str]:
+    """The loss by the amount of noise, in which styles and subjects are learned differently."""
+    base = recommendation.evaluation.base_bands
+    names, losses = " · ".join(BAND_NAMES), " · ".join(f"{loss:.4f}" for loss in base)
+    lines = [f"Loss by noise ({names}), base: {losses}. Above or below the base:"]
+    for judged in recommendation.rows:
+        lines.append(f"{row_name(judged.row)}: {bands_text(judged, recommendation, ' · ')} %")
+    return lines
+
+
+def bands_text(judged: Judged, recommendation: Recommendation, between: str) -> str:
+    """By how many per cent the loss lies above the base's, from least noise to most."""
+    changes = 100 * (judged.row.bands / recommendation.evaluation.base_bands - 1)
+    return between.join(f"{change:+.1f}".replace("-", "−") for change in changes)
+
+
 def _how(recommendation: Recommendation, spec: EvaluationSpec, loss_pictures: int) -> list[str]:
     evaluation = recommendation.evaluation
-    base = " · ".join(
-        f"{name} {loss:.3f}"
-        for name, loss in zip(BAND_NAMES, evaluation.base_losses.mean(axis=0), strict=True)
-    )
     if evaluation.are_held_out:
         loss = (
             f"Loss on {loss_pictures} held-out pictures; the base's is {evaluation.base_loss:.4f}"
@@ -180,7 +194,7 @@ def _how(recommendation: Recommendation, spec: EvaluationSpec, loss_pictures: in
             "Dataset"
         )
     lines = [
-        f"{loss} ({base}).",
+        f"{loss}.",
         f"{spec.images_per_checkpoint} pictures each, {spec.prompts.source}.",
     ]
     if spec.prompts.are_trained:

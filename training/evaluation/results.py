@@ -108,6 +108,11 @@ class Evaluation:
     """Variety of the training pictures, over that of the base's."""
 
     @property
+    def base_bands(self) -> np.ndarray:
+        """[bands] mean loss of the base from least noise to most."""
+        return self.base_losses.mean(axis=0)
+
+    @property
     def base_loss(self) -> float:
         return float(self.base_losses.mean())
 

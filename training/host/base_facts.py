@@ -6,17 +6,18 @@ implementations), library/model_util.py and the ``MODEL_VERSION_…`` of its fam
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import comfy.model_base as bases
 import comfy.supported_models as families
+from comfyui_version import __version__
 
 from ..base_model.facts import BaseModelFacts
 
 STABILITY = "https://github.com/Stability-AI/generative-models"
 FLUX = "https://github.com/black-forest-labs/flux"
 COMFYUI = "https://github.com/comfyanonymous/ComfyUI"
+HOST = f"ComfyUI {__version__}"
 PREDICTIONS = {
     bases.ModelType.EPS: "epsilon",
     bases.ModelType.V_PREDICTION: "v",
@@ -45,7 +46,11 @@ COMPARED = (
 )
 """Families of which tests compare what is trained with what is sampled."""
 
-log = logging.getLogger("lora_atelier")
+
+def was_compared(patcher: Any) -> bool:
+    """Whether tests compare a MODEL's family with sampling; others are trained in the general
+    way."""
+    return isinstance(patcher.model.model_config, COMPARED)
 
 
 def base_facts(patcher: Any) -> BaseModelFacts:
@@ -53,21 +58,15 @@ def base_facts(patcher: Any) -> BaseModelFacts:
     base = patcher.model
     prediction = PREDICTIONS.get(base.model_type, "")
     config = base.model_config
-    if not isinstance(config, COMPARED):
-        log.warning(
-            "model: %s is trained in the general way, by what ComfyUI says of its noise and its "
-            "layers, which was not compared with other trainers. Try a short run first.",
-            type(config).__name__,
-        )
     found = next((row for row in FAMILIES if isinstance(config, row[0])), None)
     if found is None:
         name = type(config).__name__.lower()
-        return BaseModelFacts(name, name, COMFYUI, prediction)
+        return BaseModelFacts(name, name, COMFYUI, prediction, host=HOST)
     family, version, architecture, implementation = found
     if family is families.SD20 and prediction == "v":
         version, architecture = "sd_v2_v", "stable-diffusion-v2-768-v"
     elif family is families.SD15 and prediction == "v":
         version = "sd_v1_v"
     return BaseModelFacts(
-        version, architecture, implementation, prediction, family is families.SD20
+        version, architecture, implementation, prediction, family is families.SD20, HOST
     )

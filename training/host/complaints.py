@@ -11,12 +11,15 @@ from contextlib import contextmanager
 @contextmanager
 def host_complaints() -> Iterator[list[str]]:
     """Lend a list to which the warnings of this thread are added."""
-    heard = _Listener()
-    logging.getLogger().addHandler(heard)
+    heard, root = _Listener(), logging.getLogger()
+    level = root.level
+    root.addHandler(heard)
+    root.setLevel(min(level, logging.WARNING))  # ComfyUI can be told to be silent (--verbose)
     try:
         yield heard.messages
     finally:
-        logging.getLogger().removeHandler(heard)
+        root.setLevel(level)
+        root.removeHandler(heard)
 
 
 class _Listener(logging.Handler):

@@ -20,6 +20,7 @@ from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor, nn
 
 from ..base_model.blocks import blocks_run, require_blocks
+from ..base_model.compiled import why_not
 from ..base_model.frozen import FrozenLayer, Weights
 from ..base_model.precision import MixedPrecision, bf16_is_faster_on_this_cpu, compute_dtype
 from ..base_model.training_context import training_context
@@ -34,6 +35,7 @@ from ..objective.noise_schedule import NoiseSchedule, PredictionType, with_zero_
 from ..objective.objective import ObjectiveSpec, require_possible
 from ..runs.examples import Conditioning
 from ..runs.run import Predict
+from .base_facts import was_compared
 from .lent_weights import lend_weights
 from .lora_keys import existing_layers, file_names
 from .text_encoder import HostTextEncoder
@@ -49,15 +51,20 @@ class HostDiffusionModel:
         objective: ObjectiveSpec | None = None,
         text_encoder: HostTextEncoder | None = None,
         gradient_checkpointing: bool = False,
+        compile_blocks: bool = False,
     ) -> None:
         objective = objective or ObjectiveSpec()
         self.patcher = patcher
         self.text_encoder = text_encoder
         """Where it is given, a conditioning is a caption, which it reads at every step."""
         self.gradient_checkpointing = gradient_checkpointing
-        if gradient_checkpointing:
-            require_blocks(patcher.model.diffusion_model)
+        if gradient_checkpointing or compile_blocks:
+            name = "gradient_checkpointing" if gradient_checkpointing else "compile_blocks"
+            require_blocks(patcher.model.diffusion_model, name)
         self.device: torch.device = patcher.load_device
+        self.not_compiled = why_not(self.device) if compile_blocks else ""
+        """Why not, where the blocks were to be compiled and cannot be."""
+        self.compile_blocks = compile_blocks and not self.not_compiled
         sampling = patcher.get_model_object("model_sampling")
         self.schedule = noise_schedule(sampling)
         require_possible(objective, self.schedule)
@@ -117,6 +124,22 @@ class HostDiffusionModel:
         clip = self.text_encoder and self.text_encoder.clip.patcher
         return self.patcher.model_size(), clip.model_size() if clip else 0
 
+    def notes(self) -> list[str]:
+        """What a person should know of how this model is trained, a sentence or two each."""
+        notes = []
+        if self.not_compiled:
+            notes.append(
+                "compile_blocks is on, but nothing can be compiled here, so that it trains "
+                f"without: {self.not_compiled}. A CPU needs a C++ compiler, a GPU Triton."
+            )
+        if not was_compared(self.patcher):
+            family = type(self.patcher.model.model_config).__name__
+            notes.append(
+                f"model: {family} is trained in the general way, by what ComfyUI says of its noise "
+                "and its layers, which was not compared with other trainers. Try a short run first."
+            )
+        return notes
+
     @contextmanager
     def training(
         self,
@@ -130,7 +153,9 @@ class HostDiffusionModel:
             self._load(memory_required)
             undo.callback(self.patcher.cleanup)
             self.patcher.pre_run()
-            undo.enter_context(self._differentiable(network, dtype, lend_weights, self.device))
+            undo.enter_context(
+                self._differentiable(network, dtype, lend_weights, self.device, self.compile_blocks)
+            )
             yield self._predict
 
     @contextmanager
@@ -161,6 +186,7 @@ class HostDiffusionModel:
         dtype: torch.dtype,
         weights: Weights,
         device: torch.device,
+        compile_blocks: bool = False,
     ) -> Iterator[None]:
         base = self.patcher.model
         with ExitStack() as undo:
@@ -179,6 +205,7 @@ class HostDiffusionModel:
                     dtype,
                     device,
                     self.gradient_checkpointing,
+                    compile_blocks,
                 )
             )
             if self.text_encoder is not None:

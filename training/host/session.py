@@ -208,7 +208,9 @@ def trained_models(model: Any, clip: Any, spec: TrainingSpec) -> HostDiffusionMo
     if spec.network.trains_text_encoders:
         require(clip is not None, NO_CLIP)
         text_encoder = HostTextEncoder(clip, model.load_device)
-    return HostDiffusionModel(model, spec.objective, text_encoder, spec.gradient_checkpointing)
+    return HostDiffusionModel(
+        model, spec.objective, text_encoder, spec.gradient_checkpointing, spec.compile_blocks
+    )
 
 
 def _texts(dataset: ImageDataset, spec: TrainingSpec, ready: Ready) -> list[str]:

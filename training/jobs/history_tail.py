@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -49,7 +50,7 @@ class HistoryTail:
         """The whole lines that are new."""
         try:
             with self.path.open("rb") as file:
-                stat = self.path.stat()
+                stat = os.fstat(file.fileno())  # of this file: another may take its place
                 is_new = self._file != (stat.st_dev, stat.st_ino) or stat.st_size < self._place
                 place = 0 if is_new else self._place
                 file.seek(place)

@@ -66,10 +66,13 @@ class Job:
     """Of the state in the folder."""
     base_prompt: Mapping[str, Any]
     """``{"prompt": nodes by their ids in API format, "model": [id, output], "clip": [id,
-    output]}``: the graph upstream of MODEL and CLIP, and which outputs they are."""
+    output]}``: the graph upstream of MODEL and CLIP, and which outputs they are. "clip" is None
+    where none was wired."""
     state_digest: str
     digest: str
     """Of the job's whole content."""
+    class_tokens: str = ""
+    """The trigger phrase of the dataset; "" = none."""
 
     @property
     def dataset(self) -> ImageDataset:
@@ -99,6 +102,7 @@ def write_job(
     base_prompt: Mapping[str, Any],
     graph: Mapping[str, Any] | None = None,
     tick: Tick = lambda: None,
+    class_tokens: str = "",
 ) -> Path:
     """Write a job, whole or not at all.
 
@@ -107,6 +111,7 @@ def write_job(
             the same content is left alone.
         base_prompt: as :attr:`Job.base_prompt`.
         graph: the workflow, for people; None leaves it out.
+        class_tokens: as :attr:`Job.class_tokens`.
 
     Returns:
         The job's folder.
@@ -116,7 +121,7 @@ def write_job(
             the run trains on.
     """
     with _partial_folder(folder) as partial:
-        description = _description(folder.name, partial, state, base_prompt, tick)
+        description = _description(folder.name, partial, state, base_prompt, tick, class_tokens)
         job = {"version": VERSION, "digest": digest_of(description), **description}
         write_whole(partial / JOB, json.dumps(job, indent=1).encode())
         write_whole(partial / BASE, json.dumps(base_prompt, indent=1).encode())
@@ -149,6 +154,7 @@ def read_job(folder: Path) -> Job:
             base_prompt=base_prompt,
             state_digest=data["state"],
             digest=data["digest"],
+            class_tokens=data["dataset"].get("class_tokens", ""),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise AtelierError(_damaged(folder / JOB)) from error
@@ -164,13 +170,23 @@ def begin_job(job: Job, run: TrainingRun) -> TrainingState:
     return load_state(job.state_path, run)
 
 
+def trigger_metadata(class_tokens: str) -> dict[str, str]:
+    """What a LoRA file says of a trigger phrase, as Save LoRA writes it; nothing of none."""
+    return {"modelspec.trigger_phrase": class_tokens} if class_tokens else {}
+
+
 def folder_bytes(folder: Path) -> int:
     """Size of everything in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _description(
-    name: str, partial: Path, state: TrainingState, base_prompt: Mapping[str, Any], tick: Tick
+    name: str,
+    partial: Path,
+    state: TrainingState,
+    base_prompt: Mapping[str, Any],
+    tick: Tick,
+    class_tokens: str,
 ) -> dict[str, Any]:
     """What job.json says; latents, captions and the state are written on the way."""
     run = state.run
@@ -191,7 +207,7 @@ def _description(
         "identity": run.identity,
         "ingredients": asdict(run.ingredients),
         "spec": to_json(run.spec),
-        "dataset": dataset_to_json(run.dataset),
+        "dataset": {**dataset_to_json(run.dataset), "class_tokens": class_tokens},
         "images": views,
         "captions": captions,
         "base": digest_of(base_prompt),
@@ -322,7 +338,8 @@ def _readme(name: str, state: TrainingState) -> str:
         f"{len(run.dataset.samples)} pictures, from step {state.step} to "
         f"{run.spec.max_train_steps}.\n\n"
         "Train it, with ComfyUI and the pack installed and the base model in its folder:\n\n"
-        f"    accelerate launch <ComfyUI>/custom_nodes/<the pack>/launch.py <this folder>\n\n"
+        "    accelerate launch --num_processes 1 <ComfyUI>/custom_nodes/<the pack>/launch.py "
+        "<this folder>\n\n"
         "It goes on from its last checkpoint when it is started again. The result is in\n"
         "ComfyUI's output folder, in atelier/runs; in the graph, Load Training Job shows it.\n"
     )

@@ -147,7 +147,7 @@ def _require_strengths(strengths: Sequence[float]) -> None:
         require_number("strengths", strength, *STRENGTHS, "0.5 to 1 is usual.")
         require(
             strength != 0,
-            "strengths: 0 is the base, which stands in the first column anyway. Leave it out "
+            "strengths: 0 is the base, which is drawn beside them anyway. Leave it out "
             '(and write a point in decimal numbers: "0.5", not "0,5").',
         )
 

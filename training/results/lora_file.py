@@ -18,6 +18,7 @@ from ..files import whole_file
 from ..network.metadata import network_metadata
 from ..objective.metadata import objective_metadata
 from ..runs.run import TrainingSpec, TrainingState
+from ..version import VERSION
 from .lora_facts import base_metadata, dataset_metadata, modelspec_metadata
 from .safetensors_hashes import hash_metadata, with_metadata
 
@@ -65,7 +66,7 @@ def trained_lora(state: TrainingState) -> TrainedLora:
 def lora_metadata(state: TrainingState) -> dict[str, str]:
     """``ss_*`` as kohya-ss/sd-scripts writes them (train_network.py), every value a string."""
     spec, dataset = state.run.spec, state.run.dataset
-    precision = spec.adapter_precision
+    precision, base = spec.adapter_precision, state.run.base
     micro_steps = spec.max_train_steps * spec.gradient_accumulation_steps
     values = {
         **network_metadata(spec.network, state.network),
@@ -80,6 +81,7 @@ def lora_metadata(state: TrainingState) -> dict[str, str]:
         "ss_total_batch_size": spec.train_batch_size * spec.gradient_accumulation_steps,
         "ss_gradient_accumulation_steps": spec.gradient_accumulation_steps,
         "ss_gradient_checkpointing": spec.gradient_checkpointing,
+        "ss_torch_compile": spec.compile_blocks,
         "ss_cache_latents": True,
         "ss_max_train_steps": spec.max_train_steps,
         "ss_steps": state.step,
@@ -89,9 +91,12 @@ def lora_metadata(state: TrainingState) -> dict[str, str]:
         "ss_seed": spec.seed,
         "ss_training_finished_at": datetime.now(timezone.utc).timestamp(),
         **dataset_metadata(dataset),
-        **base_metadata(state.run.base),
+        **base_metadata(base),
         **modelspec_metadata(dataset),
         "atelier.adapter_precision": precision.value if precision.is_narrow else "",
+        "atelier.versions": ", ".join(
+            filter(None, (f"LoRA Atelier {VERSION}", f"PyTorch {torch.__version__}", base.host))
+        ),
     }
     return as_strings(values)
 

@@ -14,8 +14,6 @@ from .lora_formats import key_parts
 MID = "lora_mid.weight"
 VECTORS = ("diff_b", "w_norm", "b_norm")
 """Differences of biases and norms: added up, and never made smaller."""
-MORE_ENDINGS = (MID, "hada_t1", "hada_t2", "lokr_t2", "lokr_w1_a", "lokr_w1_b")
-"""What LyCORIS writes and this pack does not train."""
 DEPENDENT = {
     "dora_scale": "DoRA",
     "oft_blocks": "OFT or BOFT",
@@ -95,7 +93,7 @@ def _split(key: str) -> tuple[str, str]:
     stem, own = key_parts(key)
     if own:
         return stem, own
-    for ending in (*MORE_ENDINGS, *DEPENDENT):
+    for ending in DEPENDENT:
         if key.endswith(f".{ending}"):
             return key.removesuffix(f".{ending}"), ending
     return "", ""

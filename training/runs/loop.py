@@ -9,6 +9,7 @@ import torch
 from ..base_model.precision import accelerating
 from .listener import Listener
 from .run import TrainingState
+from .team import WeightsDiffer
 from .trainer import Trainer
 from .watchman import TrainingDiverged, Watchman
 
@@ -62,6 +63,8 @@ def _hand_over(
     error: BaseException, trainer: Trainer, watchman: Watchman, listener: Listener
 ) -> None:
     """Let the listener keep the last whole state; what fails here must not hide ``error``."""
+    if isinstance(error, WeightsDiffer):
+        return
     try:
         is_whole = not isinstance(error, TrainingDiverged) and not trainer.is_torn
         listener.on_interrupted(trainer.freeze() if is_whole else watchman.good)

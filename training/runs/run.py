@@ -96,6 +96,7 @@ class TrainingSpec:
     seed: int = 0
     adapter_precision: AdapterPrecision = AdapterPrecision.FP32
     gradient_checkpointing: bool = False
+    compile_blocks: bool = False
     on_divergence: OnDivergence = OnDivergence.STOP
     validate_every_n_steps: int = 0
     """0 = about 20 times in a run, but not more often than every 10 steps; -1 = never."""

@@ -52,6 +52,11 @@ class StateHeader:
     mixed_precision: str = "auto"
     """What ``auto`` came to; "auto" = nothing was trained yet."""
 
+    def is_on_the_way_of(self, run: TrainingRun) -> bool:
+        """Whether ``run`` may have come by: the same run, laid out as long or shorter (an extended
+        run goes on from the end of a shorter one)."""
+        return self.identity == run.identity and self.horizon <= run.spec.max_train_steps
+
     def training_spec(self) -> TrainingSpec:
         """The settings it was trained with.
 

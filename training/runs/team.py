@@ -45,6 +45,10 @@ class TeamEnded(AtelierError):
     """Another process of the run has left it, with a word or without."""
 
 
+class WeightsDiffer(AtelierError):
+    """The processes of a run no longer have the same weights: nobody knows which are right."""
+
+
 class Team:
     """The processes of a run, as one of them sees them; a single process is a team of one.
 
@@ -145,20 +149,20 @@ class Team:
             digest: gives one of the weights, below 2^24.
 
         Raises:
-            AtelierError: they differ.
+            WeightsDiffer: they do.
             TeamEnded: as :meth:`sums`.
         """
         if self.is_alone:
             return
         digests = self.each(digest())
         odd = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
-        require(
-            not odd,
-            f"The processes of this run no longer have the same weights: {', '.join(odd)} of "
-            f"{self.size} differ from process 0. Nothing was saved of that. Start again to go on "
-            "from the last checkpoint; if it happens anew, look for broken memory, or for machines "
-            "with other versions of PyTorch.",
-        )
+        if odd:
+            raise WeightsDiffer(
+                f"The processes of this run no longer have the same weights: {', '.join(odd)} of "
+                f"{self.size} differ from process 0. Nothing was saved of that. Start again to go "
+                "on from the last checkpoint; if it happens anew, look for broken memory, or for "
+                "machines with other versions of PyTorch."
+            )
 
     def require_same_step(self, step: int) -> None:
         """For all at the beginning.

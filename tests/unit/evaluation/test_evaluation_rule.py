@@ -177,8 +177,20 @@ def test_the_report_gives_reasons_figures_and_names_of_what_was_copied() -> None
     assert "Loss on 6 held-out pictures" in text and "the last of its run" not in text
     last = report_text(recommend(evaluation(row(100, 0.4), row(200, 0.9))), SPEC, [], 6)
     assert "It is the last of its run: more steps may bring still more." in last
+    alone = report_text(recommend(evaluation(row(200, 0.9))), SPEC, [], 6)
+    assert "the last of its run" not in alone
     trained = report_text(recommend(evaluation(*rows, are_held_out=False)), SPEC, [], 6)
     assert "falls also when a LoRA only memorises" in trained
+
+
+def test_the_report_tells_the_loss_by_noise_beside_the_base() -> None:
+    one = row(100)
+    losses = one.candidate.losses * np.array([0.5, 1.0, 1.0, 1.5])
+    found = recommend(evaluation(replace(one, candidate=replace(one.candidate, losses=losses))))
+    lines = report_text(found, SPEC, [], 6).splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("Loss by noise (least noise"))
+    assert "base: 1.0025 · 1.0025" in lines[head]
+    assert lines[head + 1] == "step 100 at strength 1: −55.0 · −10.0 · −10.0 · +35.0 %"
 
 
 def test_what_to_try_follows_from_what_is_wrong() -> None:
