@@ -48,8 +48,8 @@ folder, in atelier/runs.
 """
 EPILOGUE = """\
 Further options are ComfyUI's own (--lowvram, --disable-all-custom-nodes, ...) and come last. Those
-of precision (--bf16-unet, --fp32-text-enc, ...) must be the ones the job was exported with: they are
-in the command that Export Training Job shows.
+of precision (--bf16-unet, --fp32-text-enc, ...) must be the ones the job was exported with; the
+command that Export Training Job shows has them.
 Exit code: 0 done, 1 failed, 2 wrong options, 128 + signal stopped (130 after Ctrl+C).
 """
 FAILED, WRONG_USE, STOPPED = 1, 2, 128

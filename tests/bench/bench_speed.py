@@ -9,16 +9,23 @@ loops that take turns in one process, so that the ratios hold on a busy machine:
     hooks      the bare minimum: a side path added to the output of each of these layers
 
 The share of the peak is 2 × the floating-point operations of a forward pass, which is what a step
-cannot do without, over the time of a step and the rate of a large matrix product. Run it with
+cannot do without, over the time of a step and the rate of a large matrix product.
+
+A second table sets what a node does (data, guard, files, live chart, Cancel) beside forward,
+backward and AdamW of the same model with the same adapters, and a third the blocks compiled beside
+the blocks as they are. bf16 is left out where the processor is slower with it. Run it with
 `python dev/run.py bench tests/bench/bench_speed.py`, on a quiet machine.
 """
 
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -34,19 +41,31 @@ make_importable()
 import comfy.model_base  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import comfy.utils  # noqa: E402
+import folder_paths  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from comfy_extras.nodes_train import TrainLoraNode  # noqa: E402
 from diffusers import DDPMScheduler, UNet2DConditionModel  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 
 from in_memory import encoded_dataset  # noqa: E402
-from lora_atelier.training.base_model.precision import MixedPrecision  # noqa: E402
+from lora_atelier.nodes.live.run_monitor import RunMonitor  # noqa: E402
+from lora_atelier.training.base_model.precision import (  # noqa: E402
+    MixedPrecision,
+    bf16_is_faster_on_this_cpu,
+)
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel  # noqa: E402
 from lora_atelier.training.network.spec import NetworkSpec  # noqa: E402
+from lora_atelier.training.objective.batch_losses import batch_losses  # noqa: E402
 from lora_atelier.training.runs.listener import Listener  # noqa: E402
 from lora_atelier.training.runs.loop import train  # noqa: E402
 from lora_atelier.training.runs.run import TrainingRun, start  # noqa: E402
-from tiny_training import normal, quick_spec  # noqa: E402
+from tiny_training import (  # noqa: E402
+    normal,
+    predicting,
+    quick_spec,
+    train_as_node,
+    worked_network,
+)
 
 ROUNDS, STEPS, RANK, PICTURES = 5, 4, 8, 4
 UNET = {
@@ -101,7 +120,13 @@ class _Stopwatch(Listener):
 
 
 class Ours(Peer):
-    def __init__(self, patcher: ModelPatcher, batch: int, precision: MixedPrecision) -> None:
+    def __init__(
+        self,
+        patcher: ModelPatcher,
+        batch: int,
+        precision: MixedPrecision,
+        compile_blocks: bool = False,
+    ) -> None:
         texts = {f"{i}": [normal(50 + i, 1, 77, 768), {}] for i in range(PICTURES)}
         data = encoded_dataset([normal(i, 4, 16, 16) for i in range(PICTURES)], texts)
         spec = quick_spec(
@@ -110,7 +135,9 @@ class Ours(Peer):
             train_batch_size=batch,
             max_train_steps=10_000,
         )
-        self.state = start(TrainingRun(spec, data, HostDiffusionModel(patcher)))
+        model = HostDiffusionModel(patcher, compile_blocks=compile_blocks)
+        assert not model.not_compiled
+        self.state = start(TrainingRun(spec, data, model))
 
     def steps(self, count: int) -> list[float]:
         watch = _Stopwatch()
@@ -122,6 +149,42 @@ class Ours(Peer):
         """Paths inside the UNet of the layers that are trained."""
         run = self.state.run
         return [layer.path for layer in run.model.layers(run.spec.network).values()]
+
+
+class OurNode(Ours):
+    """As Train Steps does it; a step lasts from one forward pass to the next."""
+
+    def steps(self, count: int) -> list[float]:
+        times: list[float] = []
+
+        class Monitor(RunMonitor):
+            def micro_step(self, raise_if_cancelled) -> None:
+                times.append(time.perf_counter())
+                super().micro_step(raise_if_cancelled)
+
+        monitor = Monitor(lambda event: json.dumps(event))
+        self.state = train_as_node(self.state, count + 1, monitor)
+        return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+
+
+class OurAdapters(Peer):
+    """Forward, backward and AdamW of our adapters on the host's own module, and no more."""
+
+    def __init__(self, patcher: ModelPatcher, batch: int) -> None:
+        self.host = HostDiffusionModel(patcher)
+        self.network = worked_network(self.host, NetworkSpec(RANK, 4.0))
+        unet = patcher.model.diffusion_model
+        with torch.inference_mode(False):
+            self.loop = Loop(
+                lambda x, t, text: unet(x, t, context=text),
+                list(self.network.parameters()),
+                batch,
+                torch.float32,
+            )
+
+    def steps(self, count: int) -> list[float]:
+        with predicting(self.host, self.network):
+            return self.loop.steps(count)
 
 
 class Native(Peer):
@@ -303,6 +366,8 @@ def memory_is_free() -> Iterator[None]:
 @pytest.mark.parametrize("batch", (1, 4))
 @pytest.mark.parametrize("precision", ("fp32", "bf16"))
 def test_steps_against_other_trainers(batch: int, precision: str) -> None:
+    if precision == "bf16" and not bf16_is_faster_on_this_cpu():
+        pytest.skip("this processor is slower with bf16")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     ours_precision = {"fp32": MixedPrecision.NO, "bf16": MixedPrecision.BF16}[precision]
     patcher = small_sd15()
@@ -313,15 +378,67 @@ def test_steps_against_other_trainers(batch: int, precision: str) -> None:
         "peft": peft_loop(patcher, ours.layers, batch, dtype),
         "native": Native(patcher, batch, precision),
     }
+    seconds, rate = in_turn(peers, dtype, few=("native",) if batch > 1 else ())
+    report(seconds, forward_flops(patcher, batch), rate, f"{precision}, batch {batch}")
+
+
+@pytest.mark.parametrize("batch", (1, 4))
+def test_what_a_node_adds_to_a_step(
+    batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    patcher = small_sd15()
+    peers = {
+        "ours": OurNode(patcher, batch, MixedPrecision.NO),
+        "bare": OurAdapters(patcher, batch),
+    }
+    seconds, rate = in_turn(peers, torch.float32)
+    report(seconds, forward_flops(patcher, batch), rate, f"the node, fp32, batch {batch}")
+    share = seconds_of_data(peers["ours"].state.run) / median(seconds["ours"])
+    sys.stdout.write(f"  the model waits {share:.2%} of a step for pictures, captions and noise\n")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_blocks() -> None:
+    patcher = small_sd15()
+    peers = {
+        "ours": Ours(patcher, 1, MixedPrecision.NO),
+        "compiled": Ours(patcher, 1, MixedPrecision.NO, compile_blocks=True),
+    }
+    seconds, rate = in_turn(peers, torch.float32)
+    report(seconds, forward_flops(patcher, 1), rate, "compile_blocks, fp32, batch 1")
+
+
+def seconds_of_data(run: TrainingRun, count: int = 100) -> float:
+    """Of all that a step does before and after the model: reading latents and captions, drawing
+    noise, stacking, comparing."""
+
+    def predict(noisy: Tensor, *_: Any) -> Tensor:
+        return torch.zeros_like(noisy)
+
+    started = time.perf_counter()
+    for micro_step in range(count):
+        batch_losses(run, run.plan.batch(micro_step), predict)
+    return (time.perf_counter() - started) / count
+
+
+def in_turn(
+    peers: Mapping[str, Peer], dtype: torch.dtype, few: Collection[str] = ()
+) -> tuple[dict[str, list[float]], float]:
+    """(seconds of a step in each round, the best rate of a matrix product).
+
+    Args:
+        few: those that take two steps a round.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     rates = []
     for round_number in range(ROUNDS + 1):
         for name, peer in peers.items():
-            taken = peer.steps(STEPS if name != "native" or batch == 1 else 2)
+            taken = peer.steps(2 if name in few else STEPS)
             if round_number > 0:  # the first warms up
                 seconds[name].append(median(taken))
         rates.append(matmul_rate(dtype))
-    report(seconds, forward_flops(patcher, batch), max(rates), f"{precision}, batch {batch}")
+    return seconds, max(rates)
 
 
 def report(seconds: dict[str, list[float]], flops: int, rate: float, title: str) -> None:
