@@ -188,6 +188,14 @@ LOADED: dict[str, LoadedFamily] = {
     "sd3": LoadedFamily("SD3", {k: v for k, v in SD3.items() if k != "qk_norm"}, SIXTEEN, 32),
     "sd3.5": LoadedFamily("SD3", {**SD3, "x_block_self_attn_layers": [0]}, SIXTEEN, 32),
     "flux-dev": LoadedFamily("Flux", WIDE_FLUX, SIXTEEN, 32, storage=BF16, guidance=1.0),
+    "flux-dev-fp16": LoadedFamily(
+        "Flux",
+        {**WIDE_FLUX, "depth_single_blocks": 0},
+        SIXTEEN,
+        32,
+        storage=torch.float16,
+        guidance=1.0,
+    ),
     "flux-schnell": LoadedFamily(
         "FluxSchnell",
         {**WIDE_FLUX, "guidance_embed": False, "depth_single_blocks": 0},

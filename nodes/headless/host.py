@@ -116,7 +116,7 @@ def run_graph(
         cache_args={"lru": 0, "ram": 0},
     )
     extra = {} if workflow is None else {"extra_pnginfo": {"workflow": workflow}}
-    with _in_queue(nodes, prompt_id, extra, outputs):
+    with in_queue(nodes, prompt_id, extra, outputs):
         executor.execute(nodes, prompt_id, extra, outputs)
     messages = dict(executor.status_messages)
     if "execution_interrupted" in messages:
@@ -127,7 +127,7 @@ def run_graph(
 
 
 @contextmanager
-def _in_queue(
+def in_queue(
     nodes: Prompt, prompt_id: str, extra: Mapping[str, Any], outputs: Sequence[str]
 ) -> Iterator[None]:
     """Where nodes look for the graph they run in, to write it into their pictures."""

@@ -223,7 +223,6 @@ def jobs_folder() -> Path:
 
 def jobs() -> list[str]:
     """Names of the jobs, the newest first."""
-
     times = {}
     for path in jobs_folder().glob(f"*/{JOB}"):
         if not path.parent.name.startswith("."):  # one that is being written

@@ -93,7 +93,7 @@ def test_a_run_is_exported_and_its_newest_state_comes_back(
     (job,) = folder.iterdir()
     assert text.startswith("output/atelier/jobs/few: ") and "from step 6 to 12" in text
     command = shlex.split(text.splitlines()[1])
-    assert command[:2] == ["accelerate", "launch"] and str(job) in command
+    assert command[:4] == ["accelerate", "launch", "--num_processes", "1"] and str(job) in command
     assert next(Path(word) for word in command if word.endswith("launch.py")).is_absolute()
     base = json.loads((job / "base.json").read_text())
     assert base["prompt"].keys() == {LOADER}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from bootstrap import ROOT, comfyui_path
@@ -25,6 +29,7 @@ from training_graph import DATASET, LOADER, TRAIN, Prompt, few_pictures, node, p
 
 pytestmark = pytest.mark.slow
 STEPS, BATCH = 10, 2
+PHRASE, CHECKPOINT = "fx emoji", "tiny_sd15.safetensors"
 LAUNCHER = ROOT / "launch.py"
 HISTORY = "atelier/runs/*/history.jsonl"
 TIMEOUT = 600
@@ -37,7 +42,9 @@ class Studio:
     base: Path
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, *words: object, processes: int = 1) -> subprocess.Popen[str]:
+    def start(
+        self, *words: object, processes: int = 1, encoding: str = "utf-8"
+    ) -> subprocess.Popen[str]:
         command: list[object] = [sys.executable]
         if processes > 1:
             command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", 1]
@@ -48,18 +55,18 @@ class Studio:
         process = subprocess.Popen(
             list(map(str, command)),
             cwd=self.base,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": encoding},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding=encoding,
             start_new_session=True,
         )
         self.started.append(process)
         return process
 
-    def run(self, *words: object, processes: int = 1) -> tuple[int, str]:
+    def run(self, *words: object, processes: int = 1, encoding: str = "utf-8") -> tuple[int, str]:
         """Exit code and all that it said."""
-        return _ended(self.start(*words, processes=processes))
+        return _ended(self.start(*words, processes=processes, encoding=encoding))
 
     def write(self, name: str, content: Any) -> Path:
         path = self.base / name
@@ -85,6 +92,7 @@ def job(studio: Studio) -> Path:
     whole = training("few", STEPS)
     begin = {name: v for name, v in whole[TRAIN]["inputs"].items() if name != "resume"}
     graph = {key: whole[key] for key in (LOADER, DATASET, "3", "4", "5")}
+    graph[DATASET]["inputs"]["class_tokens"] = PHRASE
     graph["start"] = node("AtelierStartTraining", **begin | {"train_batch_size": BATCH})
     graph["export"] = node("AtelierExportJob", state=["start", 0], job_name="few")
     code, said = studio.run(studio.write("export.json", graph))
@@ -110,6 +118,35 @@ def test_one_process_leaves_what_a_run_in_the_graph_leaves(
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert (run / f"state/step{STEPS:08}.safetensors").is_file()
     assert any(tensor.any() for name, tensor in lora.items() if name.endswith("lora_up.weight"))
+    told = _told(run / f"lora/{run.name}-step{STEPS:08}.safetensors")
+    assert told["modelspec.trigger_phrase"] == PHRASE
+    assert told["ss_sd_model_name"] == CHECKPOINT
+    checkpoint = studio.base / "models/checkpoints" / CHECKPOINT
+    assert told["ss_new_sd_model_hash"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+
+
+def test_its_lora_comes_back_into_a_graph(
+    studio: Studio, job: Path, lora: dict[str, torch.Tensor]
+) -> None:
+    output = studio.base / "one"
+    shutil.copytree(job, output / "atelier/jobs/few")
+    graph = {
+        LOADER: node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "load": node("AtelierLoadJob", job="few", model=[LOADER, 0], clip=[LOADER, 1], watch=True),
+        "save": node(
+            "AtelierSaveLoRA",
+            lora=["load", 3],
+            filename_prefix="atelier/back",
+            save_precision="float",
+            add_to_models_loras=False,
+        ),
+    }
+    code, said = studio.run(studio.write("back.json", graph), "--output-directory", output)
+    assert code == 0, said
+    (file,) = (output / "atelier").glob("back_*.safetensors")
+    back, told = load_file(file), _told(file)
+    assert back.keys() == lora.keys() and all(torch.equal(back[k], lora[k]) for k in lora)
+    assert (told["ss_steps"], told["modelspec.trigger_phrase"]) == (str(STEPS), PHRASE)
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +218,10 @@ def test_more_processes_than_pictures_are_refused_in_words(studio: Studio, job: 
 def test_another_batch_size_is_another_run(studio: Studio, job: Path) -> None:
     output = studio.base / "larger"
     words = _training(job, output, "--train_batch_size", 3, "--max_train_steps", 1)
-    code, said = studio.run(*words)
+    code, said = studio.run(*words, encoding="cp932")
     assert code == 0, said
+    # Japanese Windows has no middle dot: what cannot be written ends nothing.
+    assert "finished: step 1/1 ? loss" in said
     (run,) = (output / "atelier/runs").iterdir()
     described = json.loads((run / "run.json").read_text())
     assert described["settings"]["train_batch_size"] == 3
@@ -193,7 +232,24 @@ def test_a_graph_that_the_browser_has_saved_runs(studio: Studio) -> None:
     code, said = studio.run(studio.write("saved.json", saved_graph()))
     assert code == 0, said
     assert "Save Image: launched_00001_.png" in said
-    assert (studio.base / "output/launched_00001_.png").is_file()
+    with Image.open(studio.base / "output/launched_00001_.png") as made:
+        assert json.loads(made.info["workflow"]) == saved_graph()
+
+
+def test_a_job_without_a_text_encoder_is_trained(studio: Studio) -> None:
+    whole = training("few", 1)
+    begin = {k: v for k, v in whole[TRAIN]["inputs"].items() if k not in ("resume", "clip")}
+    graph = {key: whole[key] for key in (LOADER, DATASET, "3", "4", "5")}
+    graph["text"] = node("CLIPTextEncode", clip=[LOADER, 1], text="an emoji")
+    graph["start"] = node("AtelierStartTraining", **begin, conditioning=["text", 0])
+    graph["export"] = node("AtelierExportJob", state=["start", 0], job_name="without_clip")
+    code, said = studio.run(studio.write("without.json", graph))
+    assert code == 0, said
+    job, output = studio.base / "output/atelier/jobs/without_clip", studio.base / "without"
+    assert json.loads((job / "base.json").read_text())["clip"] is None
+    code, said = studio.run(*_training(job, output))
+    assert code == 0, said
+    assert list(output.glob("atelier/runs/*/lora/*-step00000001.safetensors"))
 
 
 def test_a_graph_that_comfyui_refuses_is_named(studio: Studio) -> None:
@@ -204,7 +260,7 @@ def test_a_graph_that_comfyui_refuses_is_named(studio: Studio) -> None:
 
 
 def test_a_node_that_fails_is_named(studio: Studio) -> None:
-    graph = {LOADER: node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors")}
+    graph = {LOADER: node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT)}
     graph["lens"] = node("TestFailingModel", model=[LOADER, 0], at_call=1)
     failing = picture("p", LOADER)
     failing["p-ks"]["inputs"]["model"] = ["lens", 0]
@@ -216,6 +272,7 @@ def test_a_node_that_fails_is_named(studio: Studio) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
+        (["--help"], 0, "accelerate launch --num_processes 1 launch.py JOB_FOLDER"),
         (["--help"], 0, "accelerate launch --multi_gpu --num_processes 2 launch.py JOB_FOLDER"),
         (["job", "--train_batch_size", "0"], 2, "0 is less than 1"),
         (["job", "--comfyui", "nowhere"], 2, "ComfyUI was not found"),
@@ -232,7 +289,7 @@ def saved_graph() -> dict[str, Any]:
     types = ("MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE")
     model, clip, vae, conditioning, latent, image = types
     nodes = [
-        (1, "CheckpointLoaderSimple", ["tiny_sd15.safetensors"], [], [model, clip, vae]),
+        (1, "CheckpointLoaderSimple", [CHECKPOINT], [], [model, clip, vae]),
         (2, "CLIPTextEncode", ["a fox"], [("clip", clip, 1)], [conditioning]),
         (3, "EmptyLatentImage", [64, 64, 1], [], [latent]),
         (
@@ -287,6 +344,12 @@ def _trained(studio: Studio, job: Path, output: Path, processes: int) -> dict[st
 def _lora_in(output: Path) -> dict[str, torch.Tensor]:
     (path,) = output.glob(f"atelier/runs/*/lora/*-step{STEPS:08}.safetensors")
     return load_file(path)
+
+
+def _told(file: Path) -> dict[str, str]:
+    """The metadata of a LoRA."""
+    with safe_open(file, framework="pt") as opened:
+        return opened.metadata()
 
 
 def _assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

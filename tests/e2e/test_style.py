@@ -95,6 +95,7 @@ def test_at_strength_zero_it_does_not(
     assert np.array_equal(near, base_distances[:few])
 
 
+@pytest.mark.soak  # shows that the statistic can fail; nothing but the pictures differs
 def test_a_lora_of_shuffled_styles_does_not(
     studio: HostServer,
     glossy_pictures: list[Picture],

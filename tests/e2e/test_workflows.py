@@ -116,8 +116,9 @@ def nodes_of(prompt: Prompt) -> dict[str, str]:
 
 
 def silent(server: HostServer, prompt: Prompt, watched: Watched) -> set[str]:
-    """Titles of the output nodes that gave nothing."""
-    schemas, outputs = server.object_info(), watched.result.check().outputs
+    """Titles of the output nodes that gave nothing, in a prompt of which nothing was refused."""
+    assert watched.result.check().node_errors == {}
+    schemas, outputs = server.object_info(), watched.result.outputs
     return {
         spec["_meta"]["title"]
         for node, spec in prompt.items()

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
-from comfy.cli_args import args
+from comfy.cli_args import args, parser
 from comfy_api.latest import io
 from comfy_execution.utils import CurrentNodeContext
 
@@ -31,8 +32,13 @@ from lora_atelier.training.dataset.pictures import ImagePixels
 from lora_atelier.training.dataset.samples import ImageDataset, Role, Sample
 from lora_atelier.training.errors import AtelierError
 from lora_atelier.training.host.job_session import start_job
-from lora_atelier.training.host.launch_command import COMFYUI, launch_command, quoted
-from lora_atelier.training.host.session import start_run
+from lora_atelier.training.host.launch_command import (
+    COMFYUI,
+    PRECISION,
+    launch_command,
+    quoted,
+)
+from lora_atelier.training.host.session import Ready, start_run
 from lora_atelier.training.jobs.job_folder import read_job, write_job
 from lora_atelier.training.network.build import NetworkSpec
 from lora_atelier.training.network.existing_lora import ExistingLora
@@ -42,6 +48,7 @@ from lora_atelier.training.optimizers.optimizer import OptimizerSpec
 from lora_atelier.training.results.lora_file import trained_lora
 from lora_atelier.training.runs.branch import branch, with_batch_size
 from lora_atelier.training.runs.checkpoints import Checkpoints, CheckpointSpec
+from lora_atelier.training.runs.folder_lock import training_alone
 from lora_atelier.training.runs.history_file import RunLog
 from lora_atelier.training.runs.listener import Listener
 from lora_atelier.training.runs.loop import train
@@ -131,6 +138,18 @@ def record(step: int) -> StepRecord:
 def save(state: TrainingState) -> None:
     """As the end of a node's work."""
     Checkpoints(state.run, run_folder(state.run), CheckpointSpec()).save(state, is_end=True)
+
+
+def with_steps(state: TrainingState, max_train_steps: int) -> TrainingState:
+    """As the launcher does it."""
+    spec = replace(state.run.spec, max_train_steps=max_train_steps)
+    return replace(state, run=replace(state.run, spec=spec))
+
+
+def a_while_ago(state: TrainingState) -> None:
+    """The states of a run are older than what else is there."""
+    for path in run_folder(state.run).glob("state/*"):
+        os.utime(path, (time.time() - 60,) * 2)
 
 
 def trained(state: TrainingState) -> None:
@@ -232,12 +251,33 @@ def test_another_base_is_refused(parts: Parts, outside: Parts, cache: Path, tmp_
             start_job(job, patched, outside.clip)
         skipped = outside.clip.clone()
         skipped.clip_layer(-2)
-        with pytest.raises(AtelierError, match="^clip: not the one the job"):
+        with pytest.raises(AtelierError, match="^clip: not the one the job.*precision.*here: none"):
             start_job(job, outside.model, skipped)
-        with pytest.raises(AtelierError, match="clip: this checkpoint holds no text encoder"):
+        with pytest.raises(AtelierError, match='clip: none is wired, .* the job "job" was made'):
             start_job(job, outside.model, None)
         unknown = replace(job, ingredients=replace(job.ingredients, model="", clip=""))
         assert start_job(unknown, patched, skipped).step == 0
+
+
+def ready(parts: Parts, cache: Path) -> TrainingState:
+    """A run on conditioning that was encoded beforehand, and no text encoder."""
+    dataset = pictures()
+    dataset = dataset.changed(replace(s, caption_options=CaptionOptions()) for s in dataset.samples)
+    spec = quick_spec(train_batch_size=2, validate_every_n_steps=-1)
+    with torch.inference_mode():
+        entry = parts.clip.encode_from_tokens_scheduled(parts.clip.tokenize("a fox"))
+        return start_run(parts.model, None, parts.vae, dataset, spec, cache, Ready(entry))
+
+
+def test_ready_conditioning_needs_no_text_encoder(
+    parts: Parts, outside: Parts, cache: Path, tmp_path: Path
+) -> None:
+    begun = ready(parts, cache)
+    job = read_job(write_job(tmp_path / "job", begun, BASE | {"clip": None}))
+    assert job.base_prompt["clip"] is None
+    with torch.inference_mode():
+        there = start_job(job, outside.model, None)
+        require_same(train(there, 2, Listener()), train(begun, 2, Listener()))
 
 
 # The nodes
@@ -266,6 +306,33 @@ def test_the_part_of_the_graph_that_loads_the_base() -> None:
     assert found["prompt"].keys() == {"1", "4:1"}
     assert found["prompt"]["1"].keys() == {"class_type", "inputs"}
     json.dumps(found, allow_nan=False)
+
+
+def test_a_base_without_a_text_encoder() -> None:
+    unwired = GRAPH["5"]["inputs"] | {"conditioning": ["9", 0]}
+    del unwired["clip"]
+    found = base_of_state(changed(n5={**GRAPH["5"], "inputs": unwired}), "12:3")
+    assert (found["model"], found["clip"]) == (["4:1", 0], None)
+    assert found["prompt"].keys() == {"1", "4:1"}
+
+
+def test_a_job_without_a_text_encoder_comes_back(
+    parts: Parts, outside: Parts, cache: Path, texts: list[str]
+) -> None:
+    unwired = {k: v for k, v in GRAPH["5"]["inputs"].items() if k != "clip"}
+    export(ready(parts, cache), changed(n5={**GRAPH["5"], "inputs": unwired}))
+    with torch.inference_mode():
+        train_as_node(LoadTrainingJob.execute("foxes", outside.model).args[0], 1)
+        state, model, clip, lora, _ = LoadTrainingJob.execute("foxes", outside.model).args
+    assert state.step == 1 and clip is None and len(model.patches) > 0
+    assert texts[-1].startswith("step 1 of 6: not being trained")
+
+
+def test_the_trigger_phrase_comes_back_with_the_lora(begun: TrainingState, outside: Parts) -> None:
+    export(begun, changed(n2={"class_type": "X", "inputs": {"class_tokens": "fx fox"}}))
+    assert load("foxes", outside)[3].metadata["modelspec.trigger_phrase"] == "fx fox"
+    export(begun, job_name="plain")
+    assert "modelspec.trigger_phrase" not in load("plain", outside)[3].metadata
 
 
 def changed(**nodes: Any) -> dict[str, Any]:
@@ -358,8 +425,15 @@ def test_the_command_is_what_this_comfyui_was_started_with(
     monkeypatch.setattr(args, "cpu", False)
     monkeypatch.setattr(args, "base_directory", None)
     assert launch_command(installed, job) == (
-        "accelerate launch custom_nodes/lora-atelier/launch.py 'output/atelier/jobs/my fox'"
+        "accelerate launch --num_processes 1 custom_nodes/lora-atelier/launch.py "
+        "'output/atelier/jobs/my fox'"
     )
+    python = COMFYUI.parent / "python_embeded" / "python.exe"
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert launch_command(installed, job).startswith(
+        "../python_embeded/python.exe -m accelerate.commands.launch --num_processes 1 custom_nodes/"
+    )
+    monkeypatch.undo()
     monkeypatch.setattr(args, "cpu", True)
     monkeypatch.setattr(args, "base_directory", str(tmp_path))
     monkeypatch.setattr(args, "output_directory", "elsewhere")
@@ -367,13 +441,32 @@ def test_the_command_is_what_this_comfyui_was_started_with(
     here = os.getcwd()
     files = [f"{here}/{name}.yaml" for name in "abc"]
     assert shlex.split(launch_command(tmp_path / "custom_nodes/p/launch.py", tmp_path / "j")) == [
-        *("accelerate", "launch", f"{tmp_path}/custom_nodes/p/launch.py"),
-        *(f"{tmp_path}/j", "--comfyui", str(COMFYUI), "--base-directory", str(tmp_path)),
+        *("accelerate", "launch", "--num_processes", "1"),
+        *(f"{tmp_path}/custom_nodes/p/launch.py", f"{tmp_path}/j"),
+        *("--comfyui", str(COMFYUI), "--base-directory", str(tmp_path)),
         *("--output-directory", f"{here}/elsewhere"),
         *(word for file in files for word in ("--extra-model-paths-config", file)),
         "--cpu",
     ]
     assert LAUNCHER.parent == Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("option", [*PRECISION, "--fast"])
+def test_options_that_make_another_base_model_are_passed_on(
+    option: str, monkeypatch: pytest.MonkeyPatch, begun: TrainingState, outside: Parts
+) -> None:
+    """ComfyUI's own parser reads them out of the command again."""
+    given = [option, "fp16_accumulation"] if option == "--fast" else [option]
+    for name, value in vars(parser.parse_args(given)).items():
+        monkeypatch.setattr(args, name, set(value or ()) if name == "fast" else value)
+    monkeypatch.setattr(args, "cpu", True)
+    words = shlex.split(launch_command(LAUNCHER, Path("/jobs/fox")))
+    assert words[words.index("--comfyui") + 2 :] == [*given, "--cpu"]
+    export(begun)
+    clip = outside.clip.clone()
+    clip.clip_layer(-2)
+    with pytest.raises(AtelierError, match=f"here: {' '.join(given)}\\)"):
+        load("foxes", Parts(outside.model, clip, None))
 
 
 def test_words_for_either_shell() -> None:
@@ -390,13 +483,13 @@ def test_a_job_shows_its_newest_state(
     assert texts[-1] == "step 0 of 6: not trained outside yet"
     stamps = {LoadTrainingJob.fingerprint_inputs("foxes")}
     with torch.inference_mode():
-        trained = train_as_node(state, 2)
+        after_two = train_as_node(state, 2)
     stamps.add(LoadTrainingJob.fingerprint_inputs("foxes"))
     state, model, clip, lora, losses = load("foxes", outside)
-    require_same(state, trained)
-    assert lora.keys() == trained.network.keys() and len(losses["loss"]) == 2
+    require_same(state, after_two)
+    assert lora.keys() == after_two.network.keys() and len(losses["loss"]) == 2
     assert len(model.patches) > 0 and model.model is outside.model.model
-    assert texts[-1].startswith("step 2 of 6: being trained, last step 0:")
+    assert texts[-1].startswith("step 2 of 6: not being trained, last step 0:")
     assert "loss " in texts[-1].splitlines()[-1]
     assert RUNS.newest_first()[0].step_now == 2
     history = run_folder(begun.run) / "history.jsonl"
@@ -404,11 +497,15 @@ def test_a_job_shows_its_newest_state(
     stamps.add(LoadTrainingJob.fingerprint_inputs("foxes"))
     load("foxes", outside)
     assert "step 2 of 6: not being trained, last step 2:00:" in texts[-1]
-    save(at_step(state, 6))
+    with training_alone(run_folder(begun.run), "wait"):
+        stamps.add(LoadTrainingJob.fingerprint_inputs("foxes"))
+        load("foxes", outside)
+    assert "step 2 of 6: being trained, last step 2:00:" in texts[-1]
+    trained(at_step(state, 6))
     load("foxes", outside)
     assert texts[-1].startswith("step 6 of 6: finished")
     stamps.add(LoadTrainingJob.fingerprint_inputs("foxes"))
-    assert len(stamps) == 4 and LoadTrainingJob.fingerprint_inputs("none") == ""
+    assert len(stamps) == 5 and LoadTrainingJob.fingerprint_inputs("none") == ""
 
 
 def test_a_run_of_more_steps_than_its_job_is_found(begun: TrainingState, outside: Parts) -> None:
@@ -438,6 +535,75 @@ def test_the_run_that_the_launcher_gave_another_batch_size_is_found(
     assert load("foxes", outside)[0].step == 2
 
 
+def test_only_states_of_the_last_start_count(
+    begun: TrainingState, outside: Parts, texts: list[str]
+) -> None:
+    """Trained to the end, then with fewer steps, again from the first, and with more."""
+    export(begun)
+    save(at_step(begun, 2))
+    trained(at_step(begun, 6))
+    shorter = with_steps(begun, 3)
+    other = Outside(shorter)
+    assert load("foxes", outside)[0].step == 0
+    assert texts[-1].startswith("step 0 of 3: being trained")
+    other.step(1)
+    save(at_step(shorter, 1))
+    other.step(2)
+    state = load("foxes", outside)[0]
+    assert (state.step, state.run.spec.max_train_steps) == (1, 3)
+    other.end()
+    trained(at_step(shorter, 3))
+    load("foxes", outside)
+    assert texts[-1].startswith("step 3 of 3: finished")
+
+    again = Outside(shorter)
+    a_while_ago(shorter)
+    assert load("foxes", outside)[0].step == 0
+    again.end()
+    assert texts[-1].startswith("step 0 of 3: being trained")
+
+    longer = Outside(at_step(with_steps(begun, 9), 3))
+    state = load("foxes", outside)[0]
+    assert (state.step, state.run.spec.max_train_steps) == (3, 3)
+    assert texts[-1].startswith("step 3 of 9: being trained")
+    longer.end()
+
+
+def test_a_state_at_other_rates_is_none_of_the_last_start(
+    begun: TrainingState, outside: Parts
+) -> None:
+    """Begun anew with more steps, a schedule gives the same step other rates."""
+    export(begun)
+    trained(at_step(begun, 2))
+    other = Outside(with_steps(begun, 9))
+    for number in (1, 2, 3):
+        other.log.step(replace(record(number), learning_rate=5e-4))
+    assert load("foxes", outside)[0].step == 0
+    other.end()
+
+
+def test_a_state_counts_though_the_history_broke_off(begun: TrainingState, outside: Parts) -> None:
+    export(begun)
+    Outside(begun).end()
+    os.utime(run_folder(begun.run) / "history.jsonl", (time.time() - 60,) * 2)
+    save(at_step(begun, 4))
+    assert load("foxes", outside)[0].step == 4
+
+
+def test_one_run_is_trained_in_one_place(
+    begun: TrainingState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_atelier.training.runs.folder_lock.PATIENCE_SECONDS", 0.1)
+    other = Outside(begun)
+    other.step(1)
+    with torch.inference_mode():
+        with pytest.raises(AtelierError, match=f"already, by process {os.getpid()}.*queue again"):
+            train_as_node(begun, 1)
+        assert len((other.folder / "history.jsonl").read_text().splitlines()) == 1
+        other.end()
+        train_as_node(begun, 1)
+
+
 def test_another_runs_states_and_broken_files_are_passed_over(
     begun: TrainingState, outside: Parts
 ) -> None:
@@ -455,10 +621,16 @@ class Outside:
 
     def __init__(self, state: TrainingState) -> None:
         self.folder = run_folder(state.run)
+        self._alone = training_alone(self.folder, "wait")
+        self._alone.__enter__()
         self.log = RunLog(self.folder, state)
 
     def step(self, number: int) -> None:
         self.log.step(record(number))
+
+    def end(self) -> None:
+        """However it came to it."""
+        self._alone.__exit__(None, None, None)
 
 
 @pytest.fixture
@@ -492,6 +664,7 @@ def test_a_job_is_watched_until_its_end(
         assert RUNS.newest_first()[0].step_now == number - 1
         if number == 6:
             save(at_step(begun, 6))
+            other.end()
 
     each_look(work)
     state = load("foxes", outside, watch=True)[0]
@@ -503,28 +676,31 @@ def test_a_job_is_watched_until_its_end(
     assert texts[-1].startswith("step 6 of 6: finished")
 
 
-def test_the_watching_ends_when_nothing_comes_or_the_person_wants_it(
+def test_the_watching_ends_when_nobody_trains_or_the_person_wants_it(
     begun: TrainingState, each_look: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, looks = Outside(begun), iter(range(100))
     run = JobRun(begun, other.folder)
 
-    def silent() -> None:
-        if next(looks) == 3:
-            os.utime(other.folder / "history.jsonl", (time.time() - 301,) * 2)
+    os.utime(other.folder / "history.jsonl", (time.time() - 7200,) * 2)  # a step takes its time
 
-    each_look(silent)
+    def work() -> None:
+        if next(looks) == 3:
+            other.end()
+
+    each_look(work)
     with watched() as monitor:
         run.follow(monitor)
     assert next(looks) == 4
     assert not run.is_trained()
 
-    os.utime(other.folder / "history.jsonl")
+    other = Outside(begun)
     asked: list[bool] = []
     with watched() as monitor:
         each_look(lambda: asked.append(monitor.finish()))
         run.follow(monitor)
     assert asked == [True] and run.is_trained()
+    other.end()
 
 
 def test_a_history_that_goes_back_is_drawn_anew(begun: TrainingState) -> None:
@@ -541,6 +717,7 @@ def test_a_history_that_goes_back_is_drawn_anew(begun: TrainingState) -> None:
             file.write('{"step": 4, "lo')  # a line that is being written
         run.catch_up(monitor)
         report = monitor.report()
+    other.end()
     assert report["points"]["step"] == [1, 2, 3] and run.reached == 3
     assert [drawn[0] for drawn in report["validation"]] == [2]
 

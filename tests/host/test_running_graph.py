@@ -18,6 +18,7 @@ from execution import PromptQueue
 from PIL import Image
 from server import PromptServer
 
+from lora_atelier.nodes.headless.host import in_queue
 from lora_atelier.nodes.live.browsers import running_graph
 from lora_atelier.nodes.results.loss_chart import LossChart
 
@@ -48,6 +49,15 @@ def test_it_is_that_of_the_prompt_that_runs(running: PromptQueue) -> None:
     with CurrentNodeContext("waits", "4"):
         assert running_graph() == {}
     assert running_graph() == {}
+
+
+def test_it_is_told_without_a_server_too(running: PromptQueue) -> None:
+    told = {"extra_pnginfo": {"workflow": WORKFLOW}}
+    with in_queue({"5": {}}, "headless", told, []), CurrentNodeContext("headless", "5"):
+        assert json.loads(running_graph()["workflow"]) == WORKFLOW
+        assert running_graph()["prompt"] == '{"5": {}}'
+    with CurrentNodeContext("headless", "5"):
+        assert running_graph() == {}
 
 
 def test_what_a_program_queued_is_told_without_a_workflow(running: PromptQueue) -> None:

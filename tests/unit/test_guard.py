@@ -70,6 +70,13 @@ def test_a_loss_that_climbs_away_is_seen(seed: int) -> None:
     assert "has climbed" in trouble
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_run_that_breaks_in_its_first_steps_is_seen(seed: int) -> None:
+    losses = noisy(seed, lambda i: 0.07 if i < 30 else 1.0, 200)
+    step, trouble = first_trouble(records(losses))
+    assert step <= 100 and "times that of the first 20 steps" in trouble
+
+
 def test_a_gradient_far_outside_its_history_is_seen() -> None:
     norms = [1.0] * 200 + [SPIKE * 1.01]
     step, trouble = first_trouble(records([0.1] * 201, norms))

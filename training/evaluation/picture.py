@@ -24,9 +24,9 @@ LABEL = 104
 """px beside the pictures for what they are."""
 COLUMNS = (
     ("LoRA", 0, "left"),
-    ("strength", 270, "right"),
-    ("loss", 340, "right"),
-    ("% by noise, least to most", 540, "right"),
+    ("strength", 280, "right"),
+    ("loss", 355, "right"),
+    ("loss by noise, %", 540, "right"),
     ("gain", 605, "right"),
     ("score", 675, "right"),
     ("prompts kept", 795, "right"),
@@ -107,7 +107,7 @@ def _table_line(
         (row.candidate.name, False),
         (f"{row.candidate.strength:g}", False),
         (f"{row.loss:.4f}", bool({Fault.OVERFITTED, Fault.WORSE_THAN_BASE} & set(faults))),
-        (bands_text(judged, recommendation, "  "), False),
+        (bands_text(judged, recommendation, "  ", digits=0), False),
         ("–" if gain is None else percent(gain.value), False),
         ("–" if score is None else percent(score.value), Fault.LITTLE_GAIN in faults),
         ("–" if kept is None else f"{kept.value:.2f}", Fault.PROMPTS_LOST in faults),

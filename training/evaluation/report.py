@@ -170,14 +170,16 @@ def _bands(recommendation: Recommendation) -> list[str]:
     names, losses = " · ".join(BAND_NAMES), " · ".join(f"{loss:.4f}" for loss in base)
     lines = [f"Loss by noise ({names}), base: {losses}. Above or below the base:"]
     for judged in recommendation.rows:
-        lines.append(f"{row_name(judged.row)}: {bands_text(judged, recommendation, ' · ')} %")
+        lines.append(f"{row_name(judged.row)}: {bands_text(judged, recommendation)} %")
     return lines
 
 
-def bands_text(judged: Judged, recommendation: Recommendation, between: str) -> str:
+def bands_text(
+    judged: Judged, recommendation: Recommendation, between: str = " · ", digits: int = 1
+) -> str:
     """By how many per cent the loss lies above the base's, from least noise to most."""
     changes = 100 * (judged.row.bands / recommendation.evaluation.base_bands - 1)
-    return between.join(f"{change:+.1f}".replace("-", "−") for change in changes)
+    return between.join(f"{change:+.{digits}f}".replace("-", "−") for change in changes)
 
 
 def _how(recommendation: Recommendation, spec: EvaluationSpec, loss_pictures: int) -> list[str]:

@@ -5,6 +5,7 @@ layer at a time. Beside the host's own types there are
 
     bitsandbytes 4 bit    w = code[index] · absmax[block]   (NF4: Dettmers 2023, arXiv:2305.14314)
     bitsandbytes 8 bit    w = q · SCB[row] / 127            (LLM.int8: Dettmers 2022, 2208.07339)
+    ``pre_quant_scale``   W (s ∘ x) = (W diag s) x         (AWQ by ModelOpt, in newer hosts)
     layers with a ``cast_bias_weight`` of their own         (GGUF loaders)
 """
 
@@ -44,15 +45,21 @@ def lend_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tenso
     if isinstance(weight, QUANTISED):  # as it is stored: newer hosts multiply with it directly
         weight = weight.dequantize()
     plain = weight.to(like)  # it comes in a type of its own choice
+    if scale is not None:
+        plain = plain * scale.to(plain)
+    smoothing = getattr(layer, "pre_quant_scale", None)
+    if smoothing is not None:
+        plain = plain * smoothing.to(plain)
     try:
-        yield (plain if scale is None else plain * scale.to(plain)), bias
+        yield plain, bias
     finally:
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
 
 def copies_made(layer: nn.Module, like: Tensor) -> int:
     """How many weights of full size exist at once while a loaded layer lends its own."""
-    if getattr(layer, "scale_weight", None) is not None:
+    scales = (getattr(layer, name, None) for name in ("scale_weight", "pre_quant_scale"))
+    if any(scale is not None for scale in scales):
         return 2
     patched = getattr(layer, "weight_function", None) or hasattr(layer, "cast_bias_weight")
     packed = isinstance(layer.weight, QUANTISED) or layer.weight.dtype != like.dtype

@@ -6,7 +6,9 @@ Three signs, each far outside what a healthy run shows:
   optimizer does not take it);
 - a smoothed loss that has climbed to ``CLIMB`` times its lowest value. The loss of single steps
   scatters about as much as it is large; the average over the last ``1 / (1 - DECAY)`` steps
-  scatters by a tenth of that, so a factor of 3 is no accident;
+  scatters by a tenth of that, so a factor of 3 is no accident. A run that broke before there was
+  such an average is told by its first steps: their mean scatters by a quarter, so it takes 6 times
+  that;
 - a gradient ``SPIKE`` times as long as usual (the median of the last steps), even before it is
   clipped.
 """
@@ -29,6 +31,8 @@ OVERFLOWS_IN_A_ROW = 20
 DECAY = 0.98
 CLIMB = 3.0
 SPIKE = 100.0
+FIRST, CLIMB_OVER_FIRST = 20, 6.0
+"""Steps at the beginning, and how far above their mean the smoothed loss may lie."""
 SETTLED = 50
 """Steps before climbs and spikes are looked for."""
 GRADIENTS = 100
@@ -64,6 +68,8 @@ class Guard:
         self.skipped = 0
         self._sum = self._weight = 0.0
         self._lowest = math.inf
+        self._first = 0.0
+        """Mean loss of the first steps."""
         self._gradients: deque[float] = deque(maxlen=GRADIENTS)
         for record in history:
             self.look(record)
@@ -79,6 +85,8 @@ class Guard:
         self._gradients.append(record.grad_norm)
         self._sum = DECAY * self._sum + (1 - DECAY) * record.loss
         self._weight = DECAY * self._weight + 1 - DECAY
+        if self.steps <= FIRST:
+            self._first += record.loss / FIRST
         if self.steps < SETTLED:
             return trouble
         trouble = trouble or (None if self.ignore else self._climb(record))
@@ -93,7 +101,9 @@ class Guard:
     @property
     def is_good(self) -> bool:
         """Whether the present state is one to come back to."""
-        return self.skipped == 0 and (self.steps < SETTLED or self.average <= GOOD * self._lowest)
+        if self.skipped > 0 or self.steps < SETTLED:
+            return self.skipped == 0
+        return self.average <= min(GOOD * self._lowest, CLIMB * self._first)
 
     def _row_of_skipped(self, record: StepRecord) -> str | None:
         limit = OVERFLOWS_IN_A_ROW if self.scaling else NOT_FINITE_IN_A_ROW
@@ -103,12 +113,14 @@ class Guard:
         return f"{limit} steps in a row had a {what} that is not a finite number"
 
     def _climb(self, record: StepRecord) -> str | None:
-        if self.average <= CLIMB * self._lowest:
-            return None
-        return (
-            f"the smoothed loss has climbed to {self.average:.3g}, which is "
-            f"{self.average / self._lowest:.1f} times its lowest value {self._lowest:.3g}"
-        )
+        climbed = f"the smoothed loss has climbed to {self.average:.3g}, which is "
+        if self.average > CLIMB * self._lowest:
+            times = self.average / self._lowest
+            return f"{climbed}{times:.1f} times its lowest value {self._lowest:.3g}"
+        if self.average > CLIMB_OVER_FIRST * self._first:
+            times = self.average / self._first
+            return f"{climbed}{times:.1f} times that of the first {FIRST} steps ({self._first:.3g})"
+        return None
 
     def _spike(self, record: StepRecord) -> str | None:
         if self.steps <= SETTLED:
