@@ -26,6 +26,8 @@ def clip_config(width: int) -> dict[str, int]:
     }
 
 
+SHORT = {"t5xxl_min_length": 8}
+"""Tokens to which T5's texts are filled up, 256 as a rule: Flux takes as much longer over them."""
 T5 = {"num_layers": 1, "d_model": 48, "d_ff": 64, "d_kv": 16, "num_heads": 2}
 FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "sdxl": (
@@ -56,7 +58,8 @@ class SmallTextEncoders:
         tokenizer, model, options = FAMILIES[family]
         with torch.random.fork_rng():
             torch.manual_seed(4)
-            clip = comfy.sd.CLIP(ClipTarget(tokenizer, model), model_options=options)
+            target = ClipTarget(tokenizer, model)
+            clip = comfy.sd.CLIP(target, tokenizer_data=SHORT, model_options=options)
             for parameter in clip.cond_stage_model.parameters():
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
                 noise = torch.randn(parameter.shape) / max(fan_in, 1) ** 0.5

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -36,3 +40,20 @@ def test_the_web_folder_is_registered_once() -> None:
 def test_the_archive_leaves_development_out() -> None:
     ignored = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
     assert {"tests/", "dev/", "demo/", ".ci/"} <= set(ignored)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git, whose patterns they are")
+def test_the_archive_has_what_the_pack_reads_and_its_readme_links_to() -> None:
+    needed = ["nodes/__init__.py", "web/docs/AtelierTrainLoRA/en.md", "locales/zh/main.json"]
+    needed += [
+        "workflows/style_lora.json",
+        "launch.py",
+        "docs/guide.en.md",
+        "docs/images/graph.png",
+    ]
+    assert all((ROOT / path).exists() for path in needed)
+    git = ["git", "-c", f"core.excludesFile={ROOT / '.comfyignore'}", "check-ignore", "--no-index"]
+    done = subprocess.run(
+        [*git, *needed, "tests/conftest.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["tests/conftest.py"]
