@@ -5,10 +5,10 @@ the host notes the names that diffusers gives. Latents, noise, noise levels and 
 both; what is noised, at which timestep and towards what is each one's own affair. Then each family
 is trained wrong (`MISTAKES`), and each mistake has to be noticed.
 
-Four families are not as small as they are elsewhere, or not of the same shape: diffusers knows
-Flux's and Chroma's blocks with an MLP four times as wide only, the host reads Chroma's modulation
-from a list as long as the real model's, which its depth has to fill, Z-Image's time embedding has
-a fixed width in diffusers, and Lumina 2 has fewer heads for keys than for queries.
+Some are not as `families` has them. Flux and Chroma: diffusers has no MLP but one four times as
+wide. Chroma: the host reads its modulation from a list as long as the real model's, which only the
+real depth fills. Z-Image: its time embedding is 1024 wide in diffusers, and only at some widths are
+both MLPs of one size. Lumina 2: fewer heads for keys than for queries, as in the real model.
 """
 
 from __future__ import annotations
