@@ -80,14 +80,18 @@ def to_prompt(ui: Mapping[str, Any], object_info: Mapping[str, Any]) -> dict[str
 def widget_values(node: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Input name -> the value in its widget.
 
-    A graph saved after a run holds further values behind these: what a node showed on itself.
+    A graph saved after a run holds further values behind these: what a node showed on itself. One
+    saved by an older version may lack the last ones, which then are the node's own defaults. Some
+    packs save names and values.
 
     Raises:
-        WorkflowError: fewer values than the schema has widgets.
+        WorkflowError: fewer values than the schema demands.
     """
     names = list(widget_names(schema))
     values = node.get("widgets_values") or []
-    if len(values) < len(names):
+    if isinstance(values, Mapping):
+        return {name: values[name] for name in names if name in values}
+    if not {*filter(None, names[len(values) :])} <= schema["input"].get("optional", {}).keys():
         raise WorkflowError(
             f"{_name(node)}: {len(values)} saved values for {len(names)} widgets "
             f"({', '.join(names)}). Save the workflow again with this version."

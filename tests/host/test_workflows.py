@@ -251,3 +251,18 @@ def test_the_converter_refuses_a_graph_with_too_few_values(object_info: dict) ->
     ui = {"nodes": [{"id": 1, "type": "EmptyLatentImage", "widgets_values": [8]}], "links": []}
     with pytest.raises(WorkflowError, match="1 saved values for 3 widgets"):
         to_prompt(ui, object_info)
+
+
+def test_the_converter_leaves_the_widgets_of_later_versions_to_the_node(object_info: dict) -> None:
+    values = [100, 1, 1, "auto", 0]  # without the optional ones
+    ui = {"nodes": [{"id": 1, "type": "AtelierTrainLoRA", "widgets_values": values}], "links": []}
+    (node,) = to_prompt(ui, object_info).values()
+    names = ["max_train_steps", "train_batch_size", "gradient_accumulation_steps"]
+    assert node["inputs"] == dict(zip([*names, "mixed_precision", "seed"], values, strict=True))
+
+
+def test_the_converter_takes_values_that_are_saved_by_name(object_info: dict) -> None:
+    values = {"batch_size": 3, "width": 64, "height": 32, "shown": "of the pack's own"}
+    ui = {"nodes": [{"id": 1, "type": "EmptyLatentImage", "widgets_values": values}], "links": []}
+    (node,) = to_prompt(ui, object_info).values()
+    assert node["inputs"] == {"width": 64, "height": 32, "batch_size": 3}
