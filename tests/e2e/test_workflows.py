@@ -47,8 +47,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "KSampler": {"steps": 2},
 }
 """What is changed in every workflow, by node type."""
-FLUX = {"AtelierPreview": {"prompts": "a fox", "width": SIDE, "height": SIDE, "steps": 1}}
-"""Its blocks are of full width, so each pass counts."""
+FLUX = {
+    "AtelierTrainLoRA": {"max_train_steps": 2},
+    "AtelierPreview": {"prompts": "a fox", "width": SIDE, "height": SIDE, "steps": 1},
+    "AtelierCompareGrid": {"strengths": "1"},
+}
+"""Its blocks are of full width, so every pass and every LoRA on its weights counts."""
 TEXT_ENCODERS = {"sdxl_lora": "sdxl", "flux_fp8_lora": "flux"}
 ALWAYS, NEVER = 0, 2
 CHECKPOINT, TEXT_ENCODER = "CheckpointLoaderSimple", "DualCLIPLoader"
@@ -189,7 +193,9 @@ def test_training_goes_on_from_the_file_as_the_note_says(studio: HostServer) -> 
     assert silent(studio, later, watched) == set()
     assert watched.text(types["AtelierLoadState"]) == "state at step 2"
     assert saved_loras(studio, later)["atelier/my_style_2000"]["ss_steps"] == "4"
-    assert watched.text(types["AtelierCompareGrid"]).startswith("6 pictures")
+    first = list((studio.base / "models" / "loras").glob("atelier/my_style_1000*"))
+    drawn = 2 * (1 + len(first) + 1)  # of each prompt: the base, what was saved today, and this
+    assert watched.text(types["AtelierCompareGrid"]).startswith(f"{drawn} pictures")
 
 
 def test_the_branches_differ_in_their_rate_alone(studio: HostServer) -> None:

@@ -36,6 +36,7 @@ from lora_atelier.training.optimizers.optimizer import OptimizerSpec
 from lora_atelier.training.results.lora_file import trained_lora
 from lora_atelier.training.runs.loop import train
 from lora_atelier.training.runs.run import TrainingRun, start
+from mistakes import flipped, mistimed, shifted
 from sampled_steps import CUT, Step, levels, relative
 from tiny_training import Recorder, normal, predicting, quick_spec
 
@@ -98,29 +99,6 @@ def badly_scaled(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         comfy.model_base.BaseModel, "process_latent_in", lambda self, x: 0.9 * usual(self, x)
     )
-
-
-def flipped(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(engine, "_model_output", lambda self, sigma, answer, x: -answer)
-
-
-def shifted(patch: pytest.MonkeyPatch) -> None:
-    def wrong(sampling: nn.Module) -> NoiseSchedule:
-        schedule = usual(sampling)
-        return replace(schedule, sigmas=1.1 * schedule.sigmas / (1 + 0.1 * schedule.sigmas))
-
-    usual = engine.noise_schedule
-    patch.setattr(engine, "noise_schedule", wrong)
-
-
-def mistimed(patch: pytest.MonkeyPatch) -> None:
-    def wrong(sampling: nn.Module) -> nn.Module:
-        raw = usual(sampling)
-        raw.timestep = lambda sigma: 0.8 * sampling.timestep(sigma)
-        return raw
-
-    usual = engine._raw_prediction
-    patch.setattr(engine, "_raw_prediction", wrong)
 
 
 def misread(patch: pytest.MonkeyPatch) -> None:
