@@ -1,7 +1,7 @@
 """Evaluate LoRA tells a good LoRA from one that has memorised and one that has hardly learned.
 
 On the demo's base model, whose glossy style is to be learned: the good one from 32 captioned
-pictures, each seen 15 times; the memorised one from four of them without captions, each seen 150
+pictures, each seen 15 times; the memorised one from four of them without captions, each seen 300
 times at twice the rate, so that the trigger word means these four; the other for five steps. They
 draw subjects that none of them was trained on.
 """
@@ -27,7 +27,7 @@ BASE, HELD_OUT, PREVIEW, EVALUATE = "base", "heldout", "preview", "evaluate"
 FEW = ("bear", "fox", "lemon", "pizza")
 RUNS = {  # folder, steps, rate
     "good": ("glossy", 120, 1.5e-3),
-    "memorised": ("few", 150, 3e-3),
+    "memorised": ("few", 300, 3e-3),
     "hardly": ("glossy", 5, 1.5e-3),
 }
 IMAGES = 10
