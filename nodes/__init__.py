@@ -23,6 +23,7 @@ from .dataset.save_dataset import SaveDataset
 from .gallery.gallery_routes import register as register_galleries
 from .generate.generate import GenerateDataset
 from .generate.prompt_matrix import PromptMatrixNode
+from .guide.guide_routes import register as register_guide
 from .live.monitor_routes import register
 from .results.apply_lora import ApplyTrainedLoRA
 from .results.compare_grid import CompareGrid
@@ -76,6 +77,7 @@ NODES: list[type[io.ComfyNode]] = [
 
 register()
 register_galleries()
+register_guide()
 register_model_folders()
 
 
