@@ -105,12 +105,10 @@ def begin(
     log.info("%s", network_line)
     show_text(f"{network_line}\nencoding pictures and captions …")
     state = start_run(model, clip, vae, dataset, spec, cache_folder(), ready)
-    for sentence in (notes := state.run.model.notes()):
-        log.warning(sentence)
     memory_line, memory_advice = describe_memory(state)
     log.info("%s", memory_line)
     for sentence in memory_advice:
         log.warning(sentence)
-    advice += notes + ready.notes(state.run.models, dataset)
+    advice += state.run.model.notes() + ready.notes(state.run.models, dataset)
     show_text("\n".join([network_line, memory_line, *memory_advice]))
     return state, [network_line, memory_line, *memory_advice, *advice]

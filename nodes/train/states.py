@@ -157,7 +157,7 @@ class LoadTrainingState(io.ComfyNode):
             spec = replace(spec, network=replace(spec.network, existing=existing))
         advice = preflight(spec)
         begun = start_run(model, clip, vae, dataset, spec, cache_folder(), ready)
-        advice += ready.notes(begun.run.models, dataset)
+        advice += begun.run.model.notes() + ready.notes(begun.run.models, dataset)
         differences = _differences(header, begun)
         identity = header.identity
         if differences:  # another run from here on, unless it cannot be told which

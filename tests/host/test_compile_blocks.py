@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from torch._dynamo.utils import counters
 
 from lora_atelier.training.base_model import compiled
 from lora_atelier.training.host.diffusion_model import HostDiffusionModel
+from lora_atelier.training.host.digests import clip_digest, model_digest
+from lora_atelier.training.host.job_session import start_job
+from lora_atelier.training.jobs.job_folder import read_job, write_job
 from lora_atelier.training.runs.loop import train
-from lora_atelier.training.runs.run import TrainingRun, start
+from lora_atelier.training.runs.run import Ingredients, TrainingRun, start
 from tiny_training import CAPTIONS, Parts, Recorder, encode, load_parts, make_run, quick_spec
 
 pytestmark = pytest.mark.slow
@@ -98,3 +102,23 @@ def test_what_cannot_be_compiled_runs_as_it_is(
     with inductor.patch(NO_COMPILER), caplog.at_level(logging.WARNING, "lora_atelier"):
         assert norms(run, 1) == pytest.approx(expected, rel=1e-4)
     assert "compile_blocks: a piece runs as it is" in caplog.text
+
+
+def test_outside_the_graph_it_is_said_in_the_log(
+    parts: Parts, encoded: dict[str, Any], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A node shows it, a terminal has only the log."""
+    spec = quick_spec(compile_blocks=True)
+    base = {"prompt": {}, "model": ["1", 0], "clip": ["1", 1]}
+    with inductor.patch(NO_COMPILER):
+        run = replace(run_of(parts, encoded, compile_blocks=True), ingredients=made_from(parts))
+        folder = write_job(tmp_path / "job", start(run), base)
+        with caplog.at_level(logging.WARNING, "lora_atelier"):
+            begun = start_job(read_job(folder), parts.model, parts.clip)
+    assert begun.run.spec == spec and "it trains without" in caplog.text
+
+
+def made_from(parts: Parts) -> Ingredients:
+    return Ingredients(
+        model=model_digest(parts.model) or "", clip=clip_digest(parts.clip) or "", dataset="d"
+    )

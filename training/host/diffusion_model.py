@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,8 @@ from .lent_weights import lend_weights
 from .lora_keys import existing_layers, file_names
 from .text_encoder import HostTextEncoder
 from .unloaded import as_shapes, lend_shapes
+
+log = logging.getLogger("lora_atelier")
 
 
 class HostDiffusionModel:
@@ -139,6 +142,11 @@ class HostDiffusionModel:
                 "and its layers, which was not compared with other trainers. Try a short run first."
             )
         return notes
+
+    def log_notes(self) -> None:
+        """For those who train without a node that could show them."""
+        for note in self.notes():
+            log.warning(note)
 
     @contextmanager
     def training(

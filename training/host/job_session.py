@@ -33,6 +33,7 @@ def start_job(job: Job, model: Any, clip: Any, vae: Any = None) -> TrainingState
     diffusion_model = trained_models(model, clip, job.spec)
     diffusion_model.compute_dtype(job.spec.mixed_precision)  # refuses what cannot compute here
     _require_same_base(job, model, clip)
+    diffusion_model.log_notes()
     run = TrainingRun(
         job.spec,
         job.data,

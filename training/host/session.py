@@ -118,6 +118,7 @@ def start_run(
     )
     diffusion_model = trained_models(model, clip, spec)
     diffusion_model.compute_dtype(spec.mixed_precision)  # refuses before the long work
+    diffusion_model.log_notes()
     items(dataset)  # likewise: there must be something to train on
     own, own_digest = _own_conditioning(diffusion_model, dataset, spec, ready, cache)
     progress = HostProgress(2 * len(dataset.samples) + len(_texts(dataset, spec, ready)))
