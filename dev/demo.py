@@ -154,7 +154,7 @@ def main() -> int:
             run(server, arguments.steps)
             if arguments.serve:
                 say(f"ComfyUI is running at {server.url} (Ctrl+C ends it).")
-                say("Open Workflow > Browse Templates > lora-atelier > style_lora.")
+                say("There, open Templates (in the bar on the left) > lora-atelier > style_lora.")
                 while server.running:
                     time.sleep(1)
     except HostError as error:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from pathlib import Path
+
 from comfy_api.latest import ComfyExtension, io
 
+from ..training.errors import missing_packages
 from .config.checkpoints import TrainingCheckpoints
 from .config.network import LoRANetwork
 from .config.objective import LossAndNoise
@@ -75,6 +80,21 @@ NODES: list[type[io.ComfyNode]] = [
 ]
 
 
+def _tell_of_missing_packages() -> None:
+    """In the terminal, since the nodes load without them and are refused only when they run."""
+    missing = missing_packages()
+    if missing:
+        requirements = Path(__file__).resolve().parents[1] / "requirements.txt"
+        logging.getLogger("lora_atelier").warning(
+            "lora-atelier: %s not installed, so training will be refused. Run this and restart "
+            'ComfyUI: "%s" -m pip install -r "%s"',
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'}",
+            sys.executable,
+            requirements,
+        )
+
+
+_tell_of_missing_packages()
 register()
 register_galleries()
 register_guide()

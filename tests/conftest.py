@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
 TINY_SD15 = "tiny_sd15.safetensors"
 LONGEST = (
-    "tests/e2e/test_style.py",
+    "tests/e2e/test_evaluate.py",
     "tests/e2e/test_style_from_base.py",
     "tests/host/test_every_widget.py",
     "tests/e2e/test_cancel.py",

@@ -25,6 +25,9 @@ IMAGES = demo.ROOT / "demo" / "images"
 HELD_OUT = sorted((IMAGES / "glossy" / "heldout").glob("*.txt"))
 """Captions of the subjects that no LoRA of the tests is trained on."""
 
+SEEDS = 2
+"""Pictures of each subject."""
+
 Picture = NDArray[np.float64]
 """[64, 64, 3] RGB, 0..1, on white."""
 
@@ -42,7 +45,6 @@ def distances(
     prefix: str,
     lora: str | None = None,
     strength: float = 1.0,
-    seeds: int = 2,
 ) -> NDArray[np.float64]:
     """One a held-out subject: the mean over its seeds, which are not independent of each other.
 
@@ -50,12 +52,11 @@ def distances(
         true_pictures: of the held-out subjects, or of the first of them.
         prefix: what stands before the subject in the prompt.
         lora: its name in models/loras; None: the base model alone.
-        seeds: pictures of each subject.
     """
     graph: dict[str, Any] = {
         "base": _node("CheckpointLoaderSimple", ckpt_name=demo.BASE_MODEL),
         "negative": _node("CLIPTextEncode", clip=["base", 1], text=""),
-        "latent": _node("EmptyLatentImage", width=64, height=64, batch_size=seeds),
+        "latent": _node("EmptyLatentImage", width=64, height=64, batch_size=SEEDS),
     }
     model, clip = ["base", 0], ["base", 1]
     if lora is not None:
@@ -78,7 +79,7 @@ def distances(
             negative=["negative", 0],
             latent_image=["latent", 0],
             seed=i,
-            steps=16,
+            steps=10,
             cfg=3.0,
             sampler_name="euler",
             scheduler="normal",

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
+import sys
 from types import ModuleType
+
+REQUIRED = {
+    "accelerate": "accelerate",
+    "bitsandbytes": "bitsandbytes",
+    "imagehash": "ImageHash",
+    "markdown_it": "markdown-it-py",
+    "matplotlib": "matplotlib",
+}
+"""Module -> what pip calls it, of requirements.txt."""
 
 
 class AtelierError(ValueError):
@@ -38,13 +49,21 @@ def needed_package(module: str, purpose: str, package: str = "") -> ModuleType:
         package: what pip calls it, when that is not the module's name.
 
     Raises:
-        AtelierError: it is not installed (or broken); says for what, and how to install it.
+        AtelierError: it is not installed (or broken), or wants a package of requirements.txt that
+            is not; says for what, and how to install it.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = package or module.partition(".")[0]
+        absent = (error.name or "").partition(".")[0]
+        package = REQUIRED.get(absent) or package or module.partition(".")[0]
         raise AtelierError(
             f"{purpose} needs the package {package} ({error}). Install it with the Python that "
             f"runs ComfyUI: python -m pip install {package}"
         ) from error
+
+
+def missing_packages() -> list[str]:
+    """What pip calls those packages of requirements.txt that are not installed."""
+    wanted = [m for m in REQUIRED if (m, sys.platform) != ("bitsandbytes", "darwin")]
+    return [REQUIRED[module] for module in wanted if importlib.util.find_spec(module) is None]

@@ -9,10 +9,15 @@ picture equal to one step of four.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch import Tensor
+
+Streams = list[tuple[Callable[[], Tensor], Callable[[Tensor], None]]]
+"""How to get and how to set the state of each random stream."""
 
 
 def generator(seed: int, *key: object) -> torch.Generator:
@@ -27,6 +32,31 @@ def generator(seed: int, *key: object) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+def global_streams(device: torch.device) -> Streams:
+    """torch's own streams that code on ``device`` may draw from: the CPU's, and the device's."""
+    streams: Streams = [(torch.get_rng_state, torch.set_rng_state)]
+    module = getattr(torch, device.type, None)
+    if device.type == "cpu" or not hasattr(module, "set_rng_state"):
+        return streams
+    if device.type == "mps":  # there is only one, and its functions take no device
+        return [*streams, (module.get_rng_state, module.set_rng_state)]
+    get, set_ = module.get_rng_state, module.set_rng_state
+    return [*streams, (partial(get, device), partial(set_, device=device))]
+
+
+@contextmanager
+def rewound(streams: Streams, states: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, the streams go on from these states; afterwards, from where they were."""
+    before = [get() for get, _ in streams]
+    try:
+        for (_, set_), state in zip(streams, states, strict=True):
+            set_(state)
+        yield
+    finally:
+        for (_, set_), state in zip(streams, before, strict=True):
+            set_(state)
+
+
 @contextmanager
 def global_stream(device: torch.device, seed: int, *key: object) -> Iterator[None]:
     """For code that draws from torch's own streams: they start from the key, and are put back.
@@ -36,10 +66,8 @@ def global_stream(device: torch.device, seed: int, *key: object) -> Iterator[Non
         seed, key: as for :func:`generator`.
     """
     number = generator(seed, *key).initial_seed()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(number)  # torch.manual_seed would touch every device
-        if devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(number)
+    streams = global_streams(device)
+    places = [torch.device("cpu"), device][: len(streams)]
+    states = [torch.Generator(place).manual_seed(number).get_state() for place in places]
+    with rewound(streams, states):
         yield

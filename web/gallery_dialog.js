@@ -12,6 +12,7 @@ import { Selection } from "./gallery_selection.js";
 import { largePicture, thumbnail } from "./gallery_server.js";
 import { Side } from "./gallery_side.js";
 import { STYLE } from "./gallery_style.js";
+import { reasonText } from "./gallery_texts.js";
 
 const HUE_STEP = 137.5; // degrees; neighbouring groups get colours far apart
 
@@ -242,7 +243,7 @@ export class GalleryDialog {
   _told(picture) {
     const { curation, selection, text, wanted } = this;
     const kept = curation.isKept(picture);
-    const why = curation.isTurned(picture) ? text("byHand") : picture.reason;
+    const why = curation.isTurned(picture) ? text("byHand") : reasonText(text, picture.reason);
     const mark = picture.outlier ? text("outlier") : "";
     const score = picture.scores?.[wanted.sort] ?? null;
     const value = score === null ? "" : `${Number(score).toPrecision(3)} · `;

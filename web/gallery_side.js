@@ -2,6 +2,7 @@
 
 import { button, label, make } from "./elements.js";
 import { tagsIn } from "./gallery_choice.js";
+import { reasonText } from "./gallery_texts.js";
 
 const MAX_TAGS = 200;
 const SHOWN_DIGITS = 3;
@@ -117,7 +118,7 @@ export class Side {
     }
     if (picture.group !== null) facts.push(this.text("duplicateOf", { n: picture.group + 1 }));
     if (picture.outlier) facts.push(this.text("outlier"));
-    const decided = curation.isTurned(picture) ? this.text("byHand") : picture.reason;
+    const decided = curation.isTurned(picture) ? this.text("byHand") : reasonText(this.text, picture.reason);
     const kept = this.text(curation.isKept(picture) ? "state_kept" : "state_dropped");
     facts.push(decided ? `${kept}: ${decided}` : kept);
     for (const fact of facts) label("span", "", this.facts, fact);

@@ -157,6 +157,7 @@ const PICTURES = `
 }
 .cell .note {
   left: 5px; right: 5px; bottom: 5px; width: fit-content; max-width: calc(100% - 10px);
+  overflow-wrap: anywhere;
 }
 .cell .note:empty, .cell .group:empty { display: none; }
 .cell .group { left: 5px; top: 5px; background: var(--group); }

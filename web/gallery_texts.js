@@ -52,6 +52,13 @@ const ENGLISH = {
   reference_similarity: "likeness to the reference",
   clip_similarity: "likeness by CLIP",
   byHand: "by hand",
+  reason_broken: "broken: {why}",
+  reason_outlier: "unlike the others",
+  reason_duplicate: "near duplicate of {name}",
+  reason_rank: "rank {rank} of {count}",
+  reason_score_rank: "rank {rank} of {count} by {score}",
+  reason_kept_by_hand: "kept in the gallery",
+  reason_dropped_by_hand: "dropped in the gallery",
   outlier: "outlier",
   regularisation: "regularisation",
   duplicateOf: "near-duplicates, group {n}",
@@ -128,6 +135,13 @@ const CHINESE = {
   reference_similarity: "与参考图的相似度",
   clip_similarity: "CLIP 相似度",
   byHand: "手动",
+  reason_broken: "图片损坏：{why}",
+  reason_outlier: "与其他图片差异过大",
+  reason_duplicate: "与 {name} 近似重复",
+  reason_rank: "排名 {rank} / {count}",
+  reason_score_rank: "{score}排名 {rank} / {count}",
+  reason_kept_by_hand: "在图库中保留",
+  reason_dropped_by_hand: "在图库中剔除",
   outlier: "离群",
   regularisation: "正则化",
   duplicateOf: "近似重复，第 {n} 组",
@@ -158,3 +172,15 @@ export const LANGUAGES = { en: ENGLISH, zh: CHINESE };
 
 /** A function from the name of a text and its values to the text. */
 export const textsFor = (locale) => translator(LANGUAGES, locale);
+
+/**
+ * Why a picture stays or goes; "" where nothing was asked.
+ *
+ * @param reason {cause, values} of the server, see training/curation/reasons.py, or null.
+ */
+export function reasonText(text, reason) {
+  if (!reason) return "";
+  const { score } = reason.values;
+  const values = score ? { ...reason.values, score: text(score) } : reason.values;
+  return text(`reason_${reason.cause}`, values);
+}

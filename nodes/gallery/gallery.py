@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any
 
 from ...training.curation.choice import Choice, parse_choice
+from ...training.curation.reasons import Reason
 from ...training.dataset.buckets import Size
 from ...training.dataset.pictures import ImagePixels, Picture
 from ...training.errors import AtelierError
@@ -51,7 +52,7 @@ class GalleryPicture:
     role: str
     keep: bool
     """As it stands without a word from the person."""
-    reason: str
+    reason: Reason | None
     scores: Mapping[str, float | None]
     group: int | None
     """Number of the group of near duplicates."""
@@ -69,7 +70,7 @@ class GalleryPicture:
             "captions": list(self.captions),
             "role": self.role,
             "keep": self.keep,
-            "reason": self.reason,
+            "reason": None if self.reason is None else self.reason.report(),
             "scores": dict(self.scores),
             "group": self.group,
             "outlier": self.outlier,

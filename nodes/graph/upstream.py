@@ -97,10 +97,3 @@ def _sha256(file: Path) -> str:
         show_text(f"hash of {file.name}: {count / 1e9:.1f} of {size / 1e9:.1f} GB")
 
     return KnownHashes(cache_folder() / "hashes").sha256(file, read)
-
-
-def class_tokens(hidden: Any) -> str:
-    """Those of the nearest dataset before the node; "" = none."""
-    prompt = getattr(hidden, "prompt", None) or {}
-    found = nearest(prompt, str(getattr(hidden, "unique_id", "")), ["class_tokens"])
-    return "" if found is None else found.value

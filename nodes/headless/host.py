@@ -113,7 +113,7 @@ def run_graph(
     executor = execution.PromptExecutor(
         PromptServer.instance,
         cache_type=execution.CacheType.CLASSIC,
-        cache_args={"lru": 0, "ram": 0},
+        cache_args={"lru": 0, "ram": 0, "ram_inactive": 0},  # the last: 0.33
     )
     extra = {} if workflow is None else {"extra_pnginfo": {"workflow": workflow}}
     with in_queue(nodes, prompt_id, extra, outputs):

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ...training.errors import require
-from ...training.jobs.job_folder import Job, read_job, trigger_metadata
+from ...training.jobs.job_folder import Job, read_job
 from ...training.results.lora_file import SavePrecision, save_lora, trained_lora
 from ...training.runs.branch import with_batch_size
 from ...training.runs.checkpoints import Checkpoints, CheckpointSpec
@@ -92,7 +92,6 @@ def train_job(job: Job, options: JobOptions, is_main: bool) -> Path | None:
         return None
     told = {
         "ss_output_name": state.run.dataset.name,
-        **trigger_metadata(job.class_tokens),
         **_base_metadata(job),
     }
     with watched(state.history, state.validations) as monitor:

@@ -75,6 +75,7 @@ class LoadLoRAFile(io.ComfyNode):
                     ),
                 ),
             ],
+            is_output_node=True,  # to be looked at alone
         )
 
     @classmethod

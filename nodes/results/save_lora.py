@@ -28,7 +28,7 @@ from ...training.results.manager_files import (
 )
 from ..graph.checks import choice, verdict
 from ..graph.outputs import loras_folder, new_file, output_folder, shown
-from ..graph.upstream import class_tokens, graph_metadata
+from ..graph.upstream import graph_metadata
 from ..live.progress import show_text
 
 BASE_KEYS = ("ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash")
@@ -120,7 +120,7 @@ class SaveLoRA(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Words that call the LoRA up in a prompt; empty = class_tokens of the "
-                        "dataset, if it has some."
+                        "pictures it was trained on, if they have some."
                     ),
                 ),
                 io.Boolean.Input(
@@ -216,8 +216,7 @@ class SaveLoRA(io.ComfyNode):
                 "modelspec.description": description.strip(),
                 "modelspec.license": license.strip(),
                 "modelspec.trigger_phrase": trigger_phrase.strip()
-                or remembered.get("modelspec.trigger_phrase", "")
-                or class_tokens(cls.hidden),
+                or remembered.get("modelspec.trigger_phrase", ""),
                 "modelspec.tags": ", ".join(filter(None, map(str.strip, tags.split(",")))),
                 "modelspec.thumbnail": "" if picture is None else thumbnail(picture),
             }

@@ -15,7 +15,6 @@ from ...training.jobs.job_folder import (
     JOB,
     folder_bytes,
     read_job,
-    trigger_metadata,
     write_job,
 )
 from ...training.results.loss_chart import smoothed
@@ -24,7 +23,6 @@ from ...training.runs.history_file import HISTORY, RUN
 from ...training.runs.run import TrainingState
 from ..graph.checks import verdict
 from ..graph.outputs import output_folder, safe_name, shown
-from ..graph.upstream import nearest
 from ..graph.wires import AtelierState
 from ..live.browsers import running_node
 from ..live.monitor import watched
@@ -96,15 +94,12 @@ class ExportTrainingJob(io.ComfyNode):
         _check_name(job_name)
         prompt, node = getattr(cls.hidden, "prompt", None) or {}, running_node().node
         base = base_of_state(prompt, node)
-        tokens = nearest(prompt, node, ["class_tokens"])
         info = getattr(cls.hidden, "extra_pnginfo", None) or {}
         graph = info.get("workflow") if may_tell_graph() else None
         data = state.run.data
         progress = HostProgress(len(data.images) + len(data.conditioning))
         place = jobs_folder() / safe_name(job_name.strip() or state.run.dataset.name)
-        folder = write_job(
-            place, state, base, graph, progress.tick, tokens.value if tokens is not None else ""
-        )
+        folder = write_job(place, state, base, graph, progress.tick)
         megabytes = folder_bytes(folder) / 1e6
         text = (
             f"{shown(folder)}: {megabytes:,.1f} MB, from step {state.step} to "
@@ -212,7 +207,6 @@ class LoadTrainingJob(io.ComfyNode):
             lines.append(f"loss {loss:.4f} (average)")
         show_text("\n".join(lines))
         trained_model, trained_clip, lora, losses = results(state)
-        lora.metadata.update(trigger_metadata(opened.class_tokens))
         return io.NodeOutput(state, trained_model, trained_clip, lora, losses)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 DOCS = Path(__file__).resolve().parents[2] / "web" / "docs"
 CHINESE = Path(__file__).resolve().parents[2] / "locales" / "zh" / "nodeDefs.json"
+HAN = re.compile("[\u4e00-\u9fff]")
 NODES = sorted(folder.name for folder in DOCS.iterdir())
 
 # What the canvas writes into a row: the name, a gap, the value, between margins and arrows.
@@ -52,6 +54,47 @@ OVERLAPPING = """() => {
     ).map(b => `${a.name} over ${b.name}`));
 }"""
 
+# A group holds all of a node or nothing of it, and its title has room.
+GROUPS = """() => {
+    const context = document.createElement('canvas').getContext('2d');
+    const wrong = [];
+    for (const group of app.graph._groups) {
+        const [left, top, width, height] = group.boundingRect ?? group._bounding;
+        context.font = `${group.font_size}px Arial`;
+        const needed = context.measureText(group.title).width + 10;
+        if (needed > width) wrong.push(`${group.title}: ${needed} > ${width}`);
+        for (const node of app.graph._nodes) {
+            const [x, y, w, h] = node.boundingRect;
+            const apart = x >= left + width || x + w <= left || y >= top + height || y + h <= top;
+            const inside = x >= left && x + w <= left + width && y >= top && y + h <= top + height;
+            if (!apart && !inside) wrong.push(`${group.title}: half of ${node.title}`);
+        }
+    }
+    return wrong;
+}"""
+
+# What stands in the empty text areas of nodes.
+HINTS = """async types => {
+    const { CHINESE } = await import('/extensions/lora-atelier/text_area_hints.js');
+    const shown = {};
+    for (const type of types) {
+        const node = LiteGraph.createNode(type);
+        app.graph.add(node);
+        for (const { name, element } of node.widgets ?? [])
+            if (element?.tagName === 'TEXTAREA') shown[`${type}.${name}`] = element.placeholder;
+        app.graph.remove(node);
+    }
+    return [CHINESE, shown];
+}"""
+
+TALL = 1400
+# The pictures of a node come into what its widgets leave.
+FREE_ROOM = """() => {
+    const [node] = app.graph._nodes;
+    const ends = node.widgets.map(widget => widget.y + (widget.computedHeight ?? 20));
+    return node.size[1] - Math.max(...ends);
+}"""
+
 LOOK = """() => app.graph._nodes.filter(node => node.type.startsWith('Atelier')).map(node => ({
     type: node.type,
     title: node.title,
@@ -84,6 +127,7 @@ def test_the_workflow_opens_without_a_missing_node_a_red_border_or_a_warning(
     alerts = english.page.locator(".p-toast-message").all_inner_texts()
     assert alerts == []
     assert english.run(OVERLAPPING) == []
+    assert english.run(GROUPS) == []
     assert english.own_errors() == []
     english.screenshot(f"graph-{name}-dark")
 
@@ -145,6 +189,26 @@ def test_the_nodes_speak_chinese(chinese: Frontend) -> None:
 
 def test_widgets_are_legible_in_chinese(chinese: Frontend) -> None:
     assert chinese.run(CUT_WIDGETS, NODES) == []
+
+
+def test_text_areas_have_chinese_hints(chinese: Frontend) -> None:
+    hints, shown = chinese.run(HINTS, NODES)
+    assert shown == hints and len(shown) > 10
+    assert [name for name, hint in shown.items() if not HAN.search(hint)] == []
+
+
+def test_text_areas_have_the_hints_of_the_schemas_in_english(english: Frontend) -> None:
+    _, shown = english.run(HINTS, NODES)
+    assert [name for name, hint in shown.items() if HAN.search(hint)] == []
+    assert shown["AtelierCurateDataset.choice"] == "written by the gallery"
+
+
+@pytest.mark.parametrize("node", ["AtelierCompareGrid", "AtelierEvaluate", "AtelierCurateDataset"])
+def test_text_areas_leave_the_room_to_pictures(node: str, english: Frontend) -> None:
+    english.open_nodes([node])
+    english.run("tall => app.graph._nodes[0].setSize([900, tall])", TALL)
+    english.screenshot(f"text-areas-{node}")
+    assert english.run(FREE_ROOM) > TALL / 2
 
 
 def test_help_opens_in_chinese(chinese: Frontend) -> None:

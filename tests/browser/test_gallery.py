@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from PIL import Image
 
 from frontend import SECONDS, Frontend
 from host import HostServer
+from lora_atelier.training.curation.reasons import SENTENCES, Cause
+from lora_atelier.training.curation.scores import Score
 from training_graph import PICTURES, Prompt, node
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -36,6 +39,7 @@ FOUND = """path => {
         mode: value('mode'), choice: value('choice'),
     };
 }"""
+HAN = re.compile("[\u4e00-\u9fff]")
 SHOWN = "cells => cells.sort((a, b) => a.dataset.place - b.dataset.place).map(c => c.innerText)"
 
 
@@ -55,6 +59,11 @@ def curated(folder: str, saved: str, **widgets: Any) -> Prompt:
         CURATE: node("AtelierCurateDataset", dataset=[DATASET, 0], **{**wanted, **widgets}),
         SAVE: node("AtelierSaveDataset", dataset=[CURATE, 0], folder=f"datasets/{saved}"),
     }
+
+
+def places(text: str) -> set[str]:
+    """Where values go in a sentence."""
+    return set(re.findall(r"\{(\w+)\}", text))
 
 
 class Graph:
@@ -557,7 +566,9 @@ def test_it_is_legible_in_every_theme_and_language(
         graph.cell("bee").click()
         graph.keys("Shift+ArrowRight")
         frontend.screenshot(f"gallery-{locale}-{palette}")
-        assert ("Waiting for you" in graph.dialog.inner_text()) == (locale == "en")
+        text = graph.dialog.inner_text()
+        assert ("Waiting for you" in text) == ("near duplicate of fox" in text) == (locale == "en")
+        assert bool(re.search(r"与 fox\S* 近似重复", text)) == (locale == "zh")
         graph.keys("Escape")
         frontend.screenshot(f"gallery-panel-{locale}-{palette}")
         assert frontend.own_errors() == []
@@ -573,3 +584,41 @@ def test_both_languages_have_every_text(english: Frontend) -> None:
         }"""
     )
     assert keys[0] == keys[1] and len(keys[0]) > 50
+
+
+def test_every_reason_of_the_server_has_its_sentence_in_both_languages(english: Frontend) -> None:
+    languages = english.run(
+        """async () => {
+            const { LANGUAGES } = await import('/extensions/lora-atelier/gallery_texts.js');
+            return LANGUAGES;
+        }"""
+    )
+    told = {
+        language: {
+            name.removeprefix("reason_"): text
+            for name, text in table.items()
+            if name.startswith("reason_")
+        }
+        for language, table in languages.items()
+    }
+    assert told["en"] == {cause.value: text for cause, text in SENTENCES.items()}
+    assert told["zh"].keys() == {cause.value for cause in Cause}
+    for cause, chinese in told["zh"].items():
+        assert places(chinese) == places(told["en"][cause]), cause
+        assert HAN.search(chinese), cause
+    scores = {score.value for score in Score} - {Score.NONE.value}
+    assert all(scores <= table.keys() for table in languages.values())
+
+
+def test_a_reason_is_told_in_the_language_of_the_reader(english: Frontend) -> None:
+    reason = {"cause": "score_rank", "values": {"rank": 3, "count": 9, "score": "sharpness"}}
+    said = english.run(
+        """async reason => {
+            const { reasonText, textsFor } =
+                await import('/extensions/lora-atelier/gallery_texts.js');
+            return ['en', 'zh'].flatMap(locale =>
+                [reason, null].map(which => reasonText(textsFor(locale), which)));
+        }""",
+        reason,
+    )
+    assert said == ["rank 3 of 9 by sharpness", "", "清晰度排名 3 / 9", ""]

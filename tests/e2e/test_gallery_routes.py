@@ -190,7 +190,7 @@ def test_who_asked_to_be_waited_for_is_waited_for_again_with_the_saved_choice_la
     assert second.statuses == third.statuses == ["waiting", "done"]
     assert seen[1] == seen[2]
     bee, bear = seen[1]["bee.png"], seen[1]["bear.png"]
-    assert (bee["keep"], bee["reason"]) == (False, "dropped in the gallery")
+    assert (bee["keep"], bee["reason"]["cause"]) == (False, "dropped_by_hand")
     assert bear["captions"] == ["a bear"] and seen[0]["bear.png"]["captions"] != ["a bear"]
     listed = [gallery["id"] for gallery in server.json(ROUTE)]
     assert listed[:2] == [third.events[0]["id"], second.events[0]["id"]]

@@ -29,6 +29,7 @@ from lora_atelier.nodes.gallery.gallery import (
 from lora_atelier.nodes.gallery.thumbnails import thumbnail
 from lora_atelier.nodes.live.browsers import Audience, RunningNode
 from lora_atelier.training.curation.choice import Choice, key_of
+from lora_atelier.training.curation.reasons import Cause, Reason
 from lora_atelier.training.curation.scores import DatasetScores, Score
 from lora_atelier.training.curation.selection import Decision
 from lora_atelier.training.dataset.digests import content_digest
@@ -75,7 +76,7 @@ def looked(dataset: ImageDataset, *decisions: Decision) -> Looked:
         (False,) * count,
         (),
     )
-    return Looked(dataset, scores, decisions or (Decision(True, ""),) * count)
+    return Looked(dataset, scores, decisions or (Decision(True, None),) * count)
 
 
 # A gallery that waits
@@ -194,7 +195,7 @@ def test_a_choice_that_cannot_be_taken_is_refused_and_it_waits_on() -> None:
 
 
 def test_where_nothing_is_left_a_person_can_bring_pictures_back() -> None:
-    known = looked(pictures(), *[Decision(False, "sharpness rank 9 of 9")] * 4)
+    known = looked(pictures(), *[Decision(False, Reason(Cause.OUTLIER))] * 4)
     shown = make_gallery(known, "wait_for_me", Choice()).pictures
     assert [picture.keep for picture in shown.values()] == [False] * 4
     with pytest.raises(AtelierError, match="All 4 pictures are dropped"):
@@ -226,9 +227,9 @@ def test_of_many_that_press_continue_one_is_heard() -> None:
 
 
 def test_what_the_browser_is_told_of_the_pictures() -> None:
-    blurred = Decision(False, "sharpness rank 1 of 4")
+    blurred = Decision(False, Reason(Cause.RANK, {"rank": 1, "count": 4}))
     dataset = pictures()
-    known = looked(dataset, blurred, *[Decision(True, "")] * 3)
+    known = looked(dataset, blurred, *[Decision(True, None)] * 3)
     choice = Choice(
         drop=frozenset([key_of(digest(dataset, 3))]),
         captions={key_of(digest(dataset, 2)): ("new", "newer")},
@@ -246,7 +247,7 @@ def test_what_the_browser_is_told_of_the_pictures() -> None:
         "captions": ["c 0"],
         "role": "train",
         "keep": False,
-        "reason": "sharpness rank 1 of 4",
+        "reason": {"cause": "rank", "values": {"rank": 1, "count": 4}},
         "scores": {"sharpness": 0.0},
         "group": 0,
         "outlier": False,
@@ -257,7 +258,8 @@ def test_what_the_browser_is_told_of_the_pictures() -> None:
 
 def test_a_broken_picture_has_no_digest_to_choose_it_by() -> None:
     dataset = pictures(2)
-    known = looked(dataset, Decision(False, "broken: gone"), Decision(True, ""))
+    gone = Reason(Cause.BROKEN, {"why": "gone"})
+    known = looked(dataset, Decision(False, gone), Decision(True, None))
     known = known._replace(
         scores=DatasetScores(
             known.scores.digests, {}, (None, None), (False, False), (Problem("0.png", "gone"),)
@@ -404,7 +406,7 @@ def test_what_the_person_chose_is_what_the_saved_choice_gives(base: Path) -> Non
     key, other = (key_of(digest(dataset, i)) for i in (3, 2))
     text = json.dumps({"version": 1, "keep": [key], "drop": [other], "captions": {key: ["x"]}})
     saved = curate(dataset, mode="use_saved_choice", keep_best=1, choice=text)
-    known = looked(dataset, *[Decision(i == 0, "") for i in range(4)])
+    known = looked(dataset, *[Decision(i == 0, None) for i in range(4)])
     watched = Gallery("mine", "wait_for_me", [], known.with_choice, lambda event: None)
     threading.Timer(0.2, watched.finish, [text]).start()
     choice = watched.wait(5, lambda: True, lambda left: None)

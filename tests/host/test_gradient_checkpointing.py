@@ -52,6 +52,7 @@ BLOCKS = {
     "qwen": 2,
     "lumina": 4,
     "wan": 2,
+    "ltxv": 2,
 }
 UNETS = ("sd15", "sdxl")
 
@@ -116,9 +117,9 @@ def test_every_family_has_the_gradients_it_has_without(name: str) -> None:
 
 
 @pytest.mark.parametrize("on", [False, True], ids=["off", "on"])
-@pytest.mark.parametrize("name", ["sdxl", "flux", "chroma", "lumina"])
+@pytest.mark.parametrize("name", ["sdxl", "flux", "chroma", "lumina", "ltxv"])
 def test_gradients_are_the_slope_of_the_loss(name: str, on: bool) -> None:
-    """Also where blocks write in place, as Flux's do."""
+    """Also where blocks write in place, as those of Flux and LTX-Video do."""
     family = FAMILIES[name]
     model = HostDiffusionModel(family.patcher(), gradient_checkpointing=on)
     network = worked_network(model, LORA)
@@ -256,9 +257,21 @@ def test_a_run_gives_the_same_lora_and_leaves_the_model_as_it_was(
     assert lora_metadata(state)["ss_gradient_checkpointing"] == "True"
 
 
-def test_a_model_that_overwrites_what_it_needs_is_refused_rather_than_trained_wrong() -> None:
-    """LTX-Video adds to its stream with ``x.addcmul_``."""
-    family = FAMILIES["ltxv"]
-    model = HostDiffusionModel(family.patcher(), gradient_checkpointing=True)
-    with pytest.raises(AtelierError, match="model: it, or a patch on it, overwrites in place"):
-        loss_of(family, model, worked_network(model, LORA))
+def doubles_its_input(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+    """As a careless patch does, after the layer's adapter has kept it for backward."""
+    args[0].mul_(2)
+
+
+@pytest.mark.parametrize("on", [False, True], ids=["off", "on"])
+def test_a_model_that_overwrites_what_it_needs_is_refused_rather_than_trained_wrong(
+    on: bool, parts: Parts, encoded: dict[str, Any]
+) -> None:
+    run = make_run(parts.model, encoded, quick_spec(network=LORA, gradient_checkpointing=on))
+    run = replace(run, model=trained_models(parts.model, parts.clip, run.spec))
+    block = parts.model.model.diffusion_model.middle_block[1].transformer_blocks[0]
+    hook = block.attn1.to_q.register_forward_hook(doubles_its_input)
+    try:
+        with pytest.raises(AtelierError, match="model: it, or a patch on it, overwrites in place"):
+            train(start(run), 1, Recorder())
+    finally:
+        hook.remove()

@@ -21,6 +21,7 @@ from comfy.cli_args import args, parser
 from comfy_api.latest import io
 from comfy_execution.utils import CurrentNodeContext
 
+from hidden_inputs import prepared
 from lora_atelier.nodes.live.monitor import RUNS, watched
 from lora_atelier.nodes.train.job_base import base_of_state
 from lora_atelier.nodes.train.job_watch import JobRun
@@ -57,6 +58,7 @@ from lora_atelier.training.runs.validation import ValidationPoint
 from tiny_training import Parts, load_parts, quick_spec, train_as_node
 
 BASE = {"prompt": {}, "model": ["1", 0], "clip": ["1", 1]}
+PHRASE = "fx fox"
 FIT = FitOptions((64,), bucket_reso_steps=32, crop=Crop.RANDOM, crop_variants=2, flip_aug=True)
 SHUFFLED = CaptionOptions(shuffle_caption=True, caption_dropout_rate=0.3, caption_variants=2)
 GRAPH = {
@@ -104,7 +106,8 @@ def pictures() -> ImageDataset:
     def sample(number: int, width: int, **more: Any) -> Sample:
         pixels = ImagePixels(rng.integers(0, 255, (80, width, 3), np.uint8))
         captions = (f"a fox, number {number}, snow",)
-        return Sample(pixels, f"{number}.png", captions, fit=FIT, caption_options=SHUFFLED, **more)
+        options = {"fit": FIT, "caption_options": SHUFFLED, "class_tokens": PHRASE}
+        return Sample(pixels, f"{number}.png", captions, **options, **more)
 
     mask = np.zeros((80, 80), np.uint8)
     mask[20:60, 20:60] = 255
@@ -290,7 +293,7 @@ def begun(parts: Parts, cache: Path) -> TrainingState:
 
 def export(state: TrainingState, graph: Any = GRAPH, node: str = "12:3", **more: Any) -> Any:
     hidden = {io.Hidden.prompt: graph, io.Hidden.extra_pnginfo: {"workflow": {"nodes": []}}}
-    clone = ExportTrainingJob.PREPARE_CLASS_CLONE(hidden)
+    clone = prepared(ExportTrainingJob, hidden)
     with torch.inference_mode(), CurrentNodeContext("p", node):
         return clone.execute(state=state, **{"job_name": "", **more})
 
@@ -329,10 +332,11 @@ def test_a_job_without_a_text_encoder_comes_back(
 
 
 def test_the_trigger_phrase_comes_back_with_the_lora(begun: TrainingState, outside: Parts) -> None:
-    export(begun, changed(n2={"class_type": "X", "inputs": {"class_tokens": "fx fox"}}))
-    assert load("foxes", outside)[3].metadata["modelspec.trigger_phrase"] == "fx fox"
-    export(begun, job_name="plain")
-    assert "modelspec.trigger_phrase" not in load("plain", outside)[3].metadata
+    export(begun)
+    state, _, _, lora, _ = load("foxes", outside)
+    assert lora.metadata["modelspec.trigger_phrase"] == PHRASE
+    gone_on_with = train_as_node(state, 1)
+    assert trained_lora(gone_on_with).metadata["modelspec.trigger_phrase"] == PHRASE
 
 
 def changed(**nodes: Any) -> dict[str, Any]:

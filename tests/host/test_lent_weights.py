@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import comfy.ops
 import pytest
 import torch
-from comfy.quant_ops import QuantizedTensor
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from torch import Tensor, nn
 
 from four_bit import BareNF4, nf4
@@ -44,13 +45,15 @@ def scaled_fp8() -> nn.Module:
     return layer
 
 
-def mixed_precision() -> nn.Module:
+def mixed_precision(kind: str) -> nn.Module:
     """The host's own quantised layers, which are no `nn.Linear`."""
-    config = {"": {"format": "float8_e4m3fn"}}
-    ops = comfy.ops.mixed_precision_ops(config, torch.float32, full_precision_mm=True)
+    if kind not in QUANT_ALGOS:
+        pytest.skip(f"a host without {kind}")
+    ops = comfy.ops.mixed_precision_ops({"": {"format": kind}}, torch.float32, True)
     layer = ops.Linear(IN, OUT)
-    scale = weight().abs().max() / 448
-    packed = QuantizedTensor.from_float(weight(), "TensorCoreFP8Layout", scale=scale)
+    scale = {"scale": weight().abs().max() / 448} if kind == "float8_e4m3fn" else {}
+    layout = QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    packed = QuantizedTensor.from_float(weight(), layout, **scale)
     layer.weight, layer.bias = frozen(packed), frozen(bias())
     return layer
 
@@ -104,10 +107,14 @@ class Packed(comfy.ops.manual_cast.Linear):
 
 
 # (a layer, how far its forward may be from ours and ours from the unpacked weight). Bitsandbytes
-# quantises the input of its 8-bit layers, too, which ours does not: 1/254 of the largest number.
+# and the host quantise the input of 8-bit layers, too, which ours does not: 1/254 of the largest
+# number.
 LAYERS = {
     "scaled fp8": (scaled_fp8, 1e-5, 0.05),
-    "mixed precision": (mixed_precision, 1e-5, 0.05),
+    "fp8": (partial(mixed_precision, "float8_e4m3fn"), 1e-5, 0.05),
+    "nvfp4": (partial(mixed_precision, "nvfp4"), 1e-5, 0.15),
+    "mxfp8": (partial(mixed_precision, "mxfp8"), 1e-5, 0.05),
+    "int8 of the host": (partial(mixed_precision, "int8_tensorwise"), 0.02, 0.02),
     "nf4": (lambda: nf4(weight(), bias()), 1e-5, 0.15),
     "nf4, bare": (lambda: BareNF4(weight(), bias()), 1e-5, 0.15),
     "int8": (eight_bit, 0.02, 0.01),

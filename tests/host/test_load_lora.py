@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from families import FAMILIES
+from hidden_inputs import prepared
 from lora_atelier.nodes.results.apply_lora import ApplyTrainedLoRA
 from lora_atelier.nodes.results.load_lora import LoadLoRAFile
 from lora_atelier.nodes.results.lora_files import offered_files
@@ -263,7 +264,7 @@ def test_saved_again_it_keeps_what_it_was_told_and_its_own_base_model(
         "3": {"class_type": "AtelierSaveLoRA", "inputs": {"lora": ["2", 0]}},
     }
     hidden = {io.Hidden.prompt: prompt, io.Hidden.unique_id: "3", io.Hidden.extra_pnginfo: None}
-    saver = SaveLoRA.PREPARE_CLASS_CLONE(hidden)
+    saver = prepared(SaveLoRA, hidden)
     loaded, _ = load(name, model=parts.model, clip=parts.clip)
     with torch.inference_mode():
         file = saver.execute(loaded, "again", "float", False, "comfyui", license="CC0").args[0]

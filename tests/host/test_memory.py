@@ -48,8 +48,6 @@ from tiny_training import (
 
 PICTURES = Path(__file__).resolve().parents[2] / "demo" / "images" / "glossy" / "heldout"
 MB = 1 << 20
-TRAINABLE = [name for name in FAMILIES if name != "ltxv"]
-"""LTX-Video overwrites what backward needs."""
 STORAGE = {
     "fp32": None,
     "fp8_e4m3": torch.float8_e4m3fn,
@@ -150,7 +148,7 @@ def test_a_run_takes_its_base_as_stored_adapters_activations_and_a_tenth(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("family", TRAINABLE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_can_be_rehearsed(family: str, checkpointing: bool) -> None:
     run = family_run(family, gradient_checkpointing=checkpointing)
     assert run.memory.activations == pytest.approx(kept_for_backward(run), rel=0.1)
@@ -229,7 +227,7 @@ def anatomy(model: nn.Module) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("family", TRAINABLE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_rehearsal_leaves_nothing_behind(family: str) -> None:
     run = family_run(family)
     base = run.model.patcher.model

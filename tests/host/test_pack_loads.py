@@ -72,6 +72,14 @@ def test_every_node_says_what_it_does_and_where_it_belongs(schemas: dict[str, An
     assert wrong == {}
 
 
+def test_what_is_there_to_be_looked_at_runs_with_nothing_wired_to_it(
+    schemas: dict[str, Any],
+) -> None:
+    """Else a graph that only wants to read a file would have no output."""
+    looked_at = ("AtelierDatasetReport", "AtelierLoadLoRA", "AtelierLossChart")
+    assert [name for name in looked_at if not schemas[name]["output_node"]] == []
+
+
 def test_every_input_has_a_tooltip(schemas: dict[str, Any]) -> None:
     silent = [
         f"{name}.{input_name}"

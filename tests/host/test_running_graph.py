@@ -18,6 +18,7 @@ from execution import PromptQueue
 from PIL import Image
 from server import PromptServer
 
+from hidden_inputs import prepared
 from lora_atelier.nodes.headless.host import in_queue
 from lora_atelier.nodes.live.browsers import running_graph
 from lora_atelier.nodes.results.loss_chart import LossChart
@@ -85,7 +86,7 @@ def test_the_loss_chart_on_the_node_carries_it(
         io.Hidden.extra_pnginfo: {"workflow": WORKFLOW},
     }
     with torch.inference_mode():
-        shown = LossChart.PREPARE_CLASS_CLONE(hidden).execute({"loss": [0.3, 0.2, 0.1]}, "").ui
+        shown = prepared(LossChart, hidden).execute({"loss": [0.3, 0.2, 0.1]}, "").ui
     with Image.open(tmp_path / shown["images"][0]["filename"]) as picture:
         told = {name: json.loads(text) for name, text in picture.info.items()}
     assert told == ({} if disabled else {"prompt": GRAPH, "workflow": WORKFLOW})

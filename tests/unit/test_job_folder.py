@@ -130,6 +130,7 @@ def test_every_field_of_a_sample_comes_back() -> None:
         FitOptions((64, 128), False, 32, 64, 256, True, Crop.RANDOM, 2, True, LatentKind.SAMPLE),
         CaptionOptions(True, 1, "", 0.1, 0.2, 3, True, 4, ";"),
         True,
+        "fx fox",
     )
     plain = Sample(odd.image, "plain.png")
     assert [f.name for f in fields(Sample) if getattr(odd, f.name) == getattr(plain, f.name)] == [

@@ -262,7 +262,8 @@ def test_metadata_tells_how_the_lora_was_made(make_run: Callable[..., Any]) -> N
     assert {key: facts.get(key) for key in expected} == expected
     tags = {"shapes": {"caption 1": 3, "caption 0": 1}}
     assert json.loads(facts["ss_tag_frequency"]) == tags
-    assert "atelier.dataset_license" not in facts  # nothing known, nothing said
+    # Nothing known, nothing said.
+    assert not {"atelier.dataset_license", "modelspec.trigger_phrase"} & facts.keys()
 
 
 def test_a_trained_lora_is_the_states_network_with_its_metadata(

@@ -100,6 +100,16 @@ def test_fp16_on_a_gpu_scales_the_loss() -> None:
         assert scaling.scaler is not None
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="accelerate has loss scaling for CUDA")
+def test_fp16_on_a_device_without_loss_scaling_is_refused_in_words() -> None:
+    directml = torch.device("privateuseone:0")
+    with pytest.raises(AtelierError, match=r"fp16, but .* no loss scaling for a private.*bf16"):
+        with accelerating(directml, F16):
+            pass
+    with accelerating(directml, F32) as accelerator:
+        assert accelerator.scaler is None
+
+
 def test_whether_bf16_is_fast_is_what_a_larger_product_shows() -> None:
     seconds = {}
     for dtype in (F32, BF16):

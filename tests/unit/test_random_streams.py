@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_atelier.training.random_streams import generator, global_stream
+from lora_atelier.training.random_streams import generator, global_stream, global_streams
 
 
 def _numbers(seed: int, *key: object) -> Tensor:
@@ -83,3 +83,11 @@ def test_the_global_stream_comes_back_after_an_error_too() -> None:
         torch.rand(3)
         raise RuntimeError
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("device", "count"), [("cpu", 1), ("meta", 1), ("cuda:1", 2), ("xpu", 2), ("mps", 2)]
+)
+def test_a_stream_is_known_of_every_device_that_has_one(device: str, count: int) -> None:
+    """What is drawn there would depend on what was drawn before, and no resumed run be exact."""
+    assert len(global_streams(torch.device(device))) == count

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -21,10 +20,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import AtelierError, require
+from ..random_streams import Streams, global_streams, rewound
 from .blocks import Manner
-
-Streams = list[tuple[Callable[[], Tensor], Callable[[Tensor], None]]]
-"""How to get and how to set the state of each random stream."""
 
 _DIFFERS = (
     "gradient_checkpointing is on, but a block of the model computes something else the second "
@@ -38,7 +35,7 @@ def checkpointing(device: torch.device) -> Manner:
     Args:
         device: from whose random stream blocks draw, besides the CPU's.
     """
-    return partial(checkpointed, _streams(device))
+    return partial(checkpointed, global_streams(device))
 
 
 def checkpointed(
@@ -118,7 +115,7 @@ class _Replay:
 
         with (
             torch.enable_grad(),
-            _rewound(self.streams, self.states),
+            rewound(self.streams, self.states),
             saved_tensors_hooks(keep, _unused),
         ):
             try:
@@ -164,27 +161,3 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
         elif isinstance(value, dict):
             yield from (item for item in value.values() if isinstance(item, Tensor))
-
-
-def _streams(device: torch.device) -> Streams:
-    streams: Streams = [(torch.get_rng_state, torch.set_rng_state)]
-    if device.type in ("cuda", "xpu"):
-        module = getattr(torch, device.type)
-        get, set_ = module.get_rng_state, module.set_rng_state
-        streams.append((partial(get, device), partial(set_, device=device)))
-    elif device.type == "mps":
-        streams.append((torch.mps.get_rng_state, torch.mps.set_rng_state))
-    return streams
-
-
-@contextmanager
-def _rewound(streams: Streams, states: list[Tensor]) -> Iterator[None]:
-    """Inside, the random streams go on from these states; afterwards, from where they were."""
-    before = [get() for get, _ in streams]
-    for (_, set_), state in zip(streams, states, strict=True):
-        set_(state)
-    try:
-        yield
-    finally:
-        for (_, set_), state in zip(streams, before, strict=True):
-            set_(state)

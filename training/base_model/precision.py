@@ -115,6 +115,9 @@ def accelerating(device: torch.device, dtype: torch.dtype) -> Iterator[Any]:
     Under ``accelerate launch`` it finds the other processes by the environment. The link to them
     belongs to the process, not to these settings: it is made the first time and found again after.
     Accumulation is said to be 1, whatever the environment says: the trainer divides by itself.
+
+    Raises:
+        AtelierError: float16 on a device that accelerate does not know, as DirectML's.
     """
     accelerate = needed_package("accelerate", "Training")
     state = needed_package("accelerate.state", "Training")
@@ -124,11 +127,17 @@ def accelerating(device: torch.device, dtype: torch.dtype) -> Iterator[Any]:
         kind._shared_state.clear()
     try:
         scaling = "fp16" if dtype == torch.float16 else "no"
-        yield accelerate.Accelerator(
+        accelerator = accelerate.Accelerator(
             cpu=device.type == "cpu",
             mixed_precision=scaling,
             gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(num_steps=1),
         )
+        require(
+            dtype != torch.float16 or device.type == "cpu" or accelerator.scaler is not None,
+            f"mixed_precision is fp16, but accelerate has no loss scaling for a {device.type} "
+            "device, without which small gradients are lost. Choose bf16, or no (fp32).",
+        )
+        yield accelerator
     finally:
         for kind, values in zip(kinds, before, strict=True):
             kind._shared_state.clear()

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..dataset.samples import ImageDataset, Problem, Sample
 from ..errors import AtelierError, require
+from .reasons import Cause, Reason
 from .selection import Decision
 
 VERSION = 1
@@ -24,7 +25,7 @@ DIGITS = 16
 LONGEST = 8 * 2**20
 """Characters; 2,000 pictures with edited captions take about a tenth of it."""
 FIELDS = ("version", "keep", "drop", "captions")
-KEPT, DROPPED = "kept in the gallery", "dropped in the gallery"
+KEPT, DROPPED = Reason(Cause.KEPT_BY_HAND), Reason(Cause.DROPPED_BY_HAND)
 """The reasons for what was chosen by hand."""
 
 KEY = re.compile(f"[0-9a-f]{{{DIGITS}}}")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 from ..dataset.samples import ImageDataset
 from .choice import Choice, Curated
+from .reasons import GROUPS
 from .selection import Decision
-
-RANK = re.compile(r".*\brank \d+ of \d+")
-DETAIL = re.compile(r"(: | of ).*", re.DOTALL)
-"""What is particular to one picture in a reason: ``near duplicate of 0003.png``."""
 
 
 def short_text(dataset: ImageDataset, curated: Curated, choice: Choice | None) -> str:
@@ -40,12 +36,9 @@ def report_text(dataset: ImageDataset, curated: Curated, choice: Choice | None) 
 
 
 def _by_reason(decisions: Sequence[Decision]) -> list[str]:
-    kinds = Counter(_kind(decision.reason) for decision in decisions if not decision.keep)
-    return [", ".join(f"{count} {kind}" for kind, count in kinds.most_common())] if kinds else []
-
-
-def _kind(reason: str) -> str:
-    return "beyond keep_best" if RANK.fullmatch(reason) else DETAIL.sub("", reason)
+    dropped = (decision.reason for decision in decisions if not decision.keep)
+    groups = Counter(GROUPS[reason.cause] for reason in dropped if reason)
+    return [", ".join(f"{n} {group}" for group, n in groups.most_common())] if groups else []
 
 
 def _of_choice(choice: Choice, curated: Curated) -> list[str]:

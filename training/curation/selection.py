@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..dataset.samples import ImageDataset, Role
 from ..errors import require, require_number
+from .reasons import Cause, Reason
 from .scores import DatasetScores, Score
 
 MOST_PICTURES = 1_000_000
@@ -39,8 +40,8 @@ class Decision(NamedTuple):
     """What becomes of one picture."""
 
     keep: bool
-    reason: str
-    """``near duplicate of 0003.png``, ``sharpness rank 61 of 90``; "" where nothing was asked."""
+    reason: Reason | None
+    """None where nothing was asked."""
 
 
 def select(
@@ -65,12 +66,13 @@ def select(
         "score this dataset anew.",
     )
     order = _best_first(scores, rule.score)
-    gone: dict[int, str] = {i: f"broken: {why}" for i, why in _broken(dataset, scores)}
+    gone = {i: Reason(Cause.BROKEN, {"why": why}) for i, why in _broken(dataset, scores)}
     if rule.drop_outliers:
-        gone |= {i: "unlike the others" for i in order if scores.outliers[i] and i not in gone}
+        unlike = Reason(Cause.OUTLIER)
+        gone |= {i: unlike for i in order if scores.outliers[i] and i not in gone}
     if rule.drop_duplicates:
         gone |= {
-            i: f"near duplicate of {samples[first].name}"
+            i: Reason(Cause.DUPLICATE, {"name": samples[first].name})
             for i, first in _duplicates(order, scores, gone)
         }
     ranked = [i for i in order if i not in gone and samples[i].role is Role.TRAIN]
@@ -80,7 +82,7 @@ def select(
         if i in gone:
             return Decision(False, gone[i])
         keep = i not in ranks or not rule.keep_best or ranks[i] <= rule.keep_best
-        return Decision(keep, _rank_told(ranks.get(i), len(ranked), rule))
+        return Decision(keep, _rank(ranks.get(i), len(ranked), rule))
 
     return tuple(decide(i) for i in range(len(samples)))
 
@@ -106,7 +108,7 @@ def _broken(dataset: ImageDataset, scores: DatasetScores) -> Iterator[tuple[int,
 
 
 def _duplicates(
-    order: Iterable[int], scores: DatasetScores, gone: Mapping[int, str]
+    order: Iterable[int], scores: DatasetScores, gone: Mapping[int, Reason]
 ) -> Iterator[tuple[int, int]]:
     """(picture that goes, the better one that stays)."""
     best: dict[int, int] = {}
@@ -119,8 +121,10 @@ def _duplicates(
         best.setdefault(group, i)
 
 
-def _rank_told(rank: int | None, count: int, rule: SelectionRule) -> str:
+def _rank(rank: int | None, count: int, rule: SelectionRule) -> Reason | None:
     if rank is None or not rule.keep_best:
-        return ""
-    name = "" if rule.score is Score.NONE else f"{rule.score.value} "
-    return f"{name}rank {rank} of {count}"
+        return None
+    if rule.score is Score.NONE:
+        return Reason(Cause.RANK, {"rank": rank, "count": count})
+    values = {"rank": rank, "count": count, "score": rule.score.value}
+    return Reason(Cause.SCORE_RANK, values)

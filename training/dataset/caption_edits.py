@@ -115,7 +115,7 @@ def edit_and_report(
     absorbed = _absorbed(work, edits)
     work.drop(absorbed, work.triggered)
     _add_and_arrange(work, edits)
-    edited = dataset.changed(work.edited())
+    edited = dataset.changed(work.edited(edits.class_tokens.strip()))
     report = EditReport(
         captions=sum(len(sample.captions) for sample in dataset.samples),
         changes=tuple(_changes(dataset, edited)),
@@ -161,10 +161,17 @@ class _Work:
                 if keys:
                     yield keys
 
-    def edited(self) -> Iterator[Sample]:
-        """The samples with the captions as they are now."""
-        for sample, texts, options in zip(self.samples, self.texts, self.options, strict=True):
-            yield replace(sample, captions=texts, caption_options=options)
+    def edited(self, class_tokens: str) -> Iterator[Sample]:
+        """The samples with the captions as they are now.
+
+        Args:
+            class_tokens: what those who get the trigger word got; "" = nothing.
+        """
+        for sample, texts, options, triggered in zip(
+            self.samples, self.texts, self.options, self.triggered, strict=True
+        ):
+            tokens = class_tokens if class_tokens and triggered else sample.class_tokens
+            yield replace(sample, captions=texts, caption_options=options, class_tokens=tokens)
 
 
 def _find_and_replace(work: _Work, edits: CaptionEdits) -> bool:

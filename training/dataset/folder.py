@@ -290,6 +290,7 @@ class _Reader:
             license=options.license if facts.license is None else facts.license,
             fit=options.fit,
             may_be_skipped=options.unusable_files is UnusableFiles.SKIP,
+            class_tokens=self._class_tokens(entry, facts, captions),
         )
 
     def _kohya(self, entry: Entry) -> tuple[int, str]:
@@ -316,6 +317,12 @@ class _Reader:
         if class_tokens or self.options.captions is CaptionSource.FILES:
             return class_tokens
         return entry.stem.rpartition("/")[2].replace("_", " ").strip()
+
+    def _class_tokens(self, entry: Entry, facts: Facts, captions: tuple[str, ...]) -> str:
+        """The trigger word in the captions: the one put there, or the one that they came with."""
+        of_folder = self._kohya(entry)[1]
+        came_with = of_folder if captions == (of_folder,) else ""
+        return self.options.class_tokens.strip() or facts.class_tokens or came_with
 
     def _mask(self, entry: Entry, facts: Facts) -> ImageFile | Mask | None:
         if self.options.mask is MaskSource.ALPHA:

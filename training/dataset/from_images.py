@@ -67,6 +67,7 @@ def dataset_from_images(
                 source,
                 license,
                 fit,
+                class_tokens=class_tokens.strip(),
             )
             for place, (picture, text, mask) in enumerate(
                 zip(pictures, texts, fitted, strict=True), start=1

@@ -55,6 +55,8 @@ class Sample:
     caption_options: CaptionOptions = CaptionOptions()
     may_be_skipped: bool = False
     """A picture that turns out to be broken is left out, and named, instead of ending the run."""
+    class_tokens: str = ""
+    """The trigger word that was put into its captions; travels into the LoRA's metadata."""
 
     @property
     def caption(self) -> str:
@@ -105,6 +107,12 @@ class ImageDataset:
     def licenses(self) -> str:
         """Licences of the pictures, most frequent first: ``CC0 (12), MIT (3)``."""
         return tally(sample.license for sample in self.samples)
+
+    @property
+    def trigger_phrase(self) -> str:
+        """The trigger word of the most training pictures; "" = none has one."""
+        words = Counter(filter(None, (s.class_tokens for s in self.with_role(Role.TRAIN))))
+        return max(words, key=words.__getitem__, default="")
 
     def changed(self, samples: Iterable[Sample]) -> ImageDataset:
         """The same dataset with other samples."""

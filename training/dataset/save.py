@@ -1,9 +1,10 @@
 """A dataset as a folder of ordinary files, which other trainers read too; whole or not at all.
 
 Beside each picture (``fox.png``) lie its captions (``fox.txt``, a line each) and its mask
-(``fox.mask.png``); ``metadata.jsonl`` holds these and repeats, role, weight, source and licence.
-Files of pictures are copied byte for byte. How they are fitted and what training does to captions
-(Fit Images, Edit Captions from shuffle_caption on) are settings of the graph and not saved.
+(``fox.mask.png``); ``metadata.jsonl`` holds these and repeats, role, weight, source, licence and
+trigger word. Files of pictures are copied byte for byte. How they are fitted and what training does
+to captions (Fit Images, Edit Captions from shuffle_caption on) are settings of the graph and not
+saved.
 """
 
 from __future__ import annotations
@@ -195,6 +196,7 @@ def _metadata_line(sample: Sample, files: _Files, text: str | list[str]) -> str:
         "source": sample.source,
         "license": sample.license,
         "mask": _mask_entry(sample, files),
+        "class_tokens": sample.class_tokens,
     }
     return json_line(values)
 

@@ -40,6 +40,8 @@ class Facts:
     license: str | None = None
     mask: str | Mask | None = None
     """Name of the mask file below the dataset folder, or that the mask is in the picture itself."""
+    class_tokens: str | None = None
+    """The trigger word that the captions have already."""
 
 
 NOTHING = Facts()
@@ -142,6 +144,7 @@ def _facts(record: dict[str, Any], folder: str) -> Facts:
         source=_field(record, "source", str, "a text"),
         license=_field(record, "license", str, "a text"),
         mask=_mask(mask, folder),
+        class_tokens=_field(record, "class_tokens", str, "a text"),
     )
 
 

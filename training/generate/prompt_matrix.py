@@ -156,7 +156,9 @@ class PromptMatrix:
         )
         text = tidy(filled)
         caption = self.options.caption(text, subject, style)
-        return Prompt(text, caption, file_name(subject), subject, style)
+        return Prompt(
+            text, caption, file_name(subject), subject, style, self.options.class_tokens.strip()
+        )
 
 
 class _Deck:

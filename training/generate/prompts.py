@@ -19,6 +19,8 @@ class Prompt:
     """Fit for a file name, from the subject; need not be unique."""
     subject: str = ""
     style: str = ""
+    class_tokens: str = ""
+    """The trigger word in the caption."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def record(
     base: Base,
     provenance: Provenance,
 ) -> dict[str, Any]:
-    """The line of ``metadata.jsonl``; Load Image Dataset reads the first five values.
+    """The line of ``metadata.jsonl``; Load Image Dataset reads the first six values.
 
     Args:
         size: width and height, px.
@@ -44,6 +44,7 @@ def record(
         "role": provenance.role.value,
         "source": provenance.source or f"generated with {base.name}",
         "license": provenance.license,
+        "class_tokens": picture.prompt.class_tokens,
         **settings(picture.prompt.text, picture.seed, spec),
         "width": size[0],
         "height": size[1],

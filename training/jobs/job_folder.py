@@ -71,8 +71,6 @@ class Job:
     state_digest: str
     digest: str
     """Of the job's whole content."""
-    class_tokens: str = ""
-    """The trigger phrase of the dataset; "" = none."""
 
     @property
     def dataset(self) -> ImageDataset:
@@ -102,7 +100,6 @@ def write_job(
     base_prompt: Mapping[str, Any],
     graph: Mapping[str, Any] | None = None,
     tick: Tick = lambda: None,
-    class_tokens: str = "",
 ) -> Path:
     """Write a job, whole or not at all.
 
@@ -111,7 +108,6 @@ def write_job(
             the same content is left alone.
         base_prompt: as :attr:`Job.base_prompt`.
         graph: the workflow, for people; None leaves it out.
-        class_tokens: as :attr:`Job.class_tokens`.
 
     Returns:
         The job's folder.
@@ -121,7 +117,7 @@ def write_job(
             the run trains on.
     """
     with _partial_folder(folder) as partial:
-        description = _description(folder.name, partial, state, base_prompt, tick, class_tokens)
+        description = _description(folder.name, partial, state, base_prompt, tick)
         job = {"version": VERSION, "digest": digest_of(description), **description}
         write_whole(partial / JOB, json.dumps(job, indent=1).encode())
         write_whole(partial / BASE, json.dumps(base_prompt, indent=1).encode())
@@ -154,7 +150,6 @@ def read_job(folder: Path) -> Job:
             base_prompt=base_prompt,
             state_digest=data["state"],
             digest=data["digest"],
-            class_tokens=data["dataset"].get("class_tokens", ""),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise AtelierError(_damaged(folder / JOB)) from error
@@ -170,11 +165,6 @@ def begin_job(job: Job, run: TrainingRun) -> TrainingState:
     return load_state(job.state_path, run)
 
 
-def trigger_metadata(class_tokens: str) -> dict[str, str]:
-    """What a LoRA file says of a trigger phrase, as Save LoRA writes it; nothing of none."""
-    return {"modelspec.trigger_phrase": class_tokens} if class_tokens else {}
-
-
 def folder_bytes(folder: Path) -> int:
     """Size of everything in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -186,7 +176,6 @@ def _description(
     state: TrainingState,
     base_prompt: Mapping[str, Any],
     tick: Tick,
-    class_tokens: str,
 ) -> dict[str, Any]:
     """What job.json says; latents, captions and the state are written on the way."""
     run = state.run
@@ -207,7 +196,7 @@ def _description(
         "identity": run.identity,
         "ingredients": asdict(run.ingredients),
         "spec": to_json(run.spec),
-        "dataset": {**dataset_to_json(run.dataset), "class_tokens": class_tokens},
+        "dataset": dataset_to_json(run.dataset),
         "images": views,
         "captions": captions,
         "base": digest_of(base_prompt),

@@ -62,7 +62,7 @@ class NoiseSchedule:
         if self.is_flow:
             return sigmas * TIMESTEPS
         places = torch.searchsorted(self.sigmas.to(sigmas.device), sigmas)
-        return self.timesteps.to(sigmas.device)[places].float()
+        return self.timesteps.float().to(sigmas.device)[places]  # MPS knows no float64
 
 
 def with_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:

@@ -79,6 +79,7 @@ def modelspec_metadata(dataset: ImageDataset) -> dict[str, object]:
         "modelspec.resolution": f"{largest}x{largest}",
         "modelspec.date": datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
         "modelspec.title": dataset.name,
+        "modelspec.trigger_phrase": dataset.trigger_phrase,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base_model.backward import backward_told
 from ..network.build import limit_norms
 from ..objective.batch_losses import loss_terms
 from ..optimizers.averaging import MovingAverage, keeps_an_average, weights_to_use
@@ -98,7 +99,7 @@ class Trainer:
         first = self.step * accumulation
         batches = [self.run.plan.batch(first + i) for i in range(accumulation)]
         pictures = sum(len(batch) for batch in batches)  # the last batch of an epoch may be short
-        loss = 0.0
+        losses = []
         self.optimizer.zero_grad(set_to_none=True)  # also what an interrupted step left behind
         with self._dropouts():
             for batch in map(self.team.share, batches):
@@ -107,9 +108,11 @@ class Trainer:
                     if not batch:  # of a short one there may be nothing left for this process
                         continue
                     batch_loss = term(self.run, batch, predict).sum() / pictures
-                    self.accelerator.backward(batch_loss)
-                    loss += batch_loss.item()
-        loss = self.team.add_up_gradients(loss)
+                    with backward_told():
+                        self.accelerator.backward(batch_loss)
+                    losses.append(batch_loss.detach())
+        # Read together: each reading makes the processor wait for all that a GPU has still to do.
+        loss = self.team.add_up_gradients(sum(torch.stack(losses).tolist()) if losses else 0.0)
         rate = float(self.optimizer.param_groups[0]["lr"])
         with self.storage.widened(self.step + 1):
             return self._apply(

@@ -20,13 +20,15 @@ from lora_atelier.training.curation.choice import (
     key_of,
     parse_choice,
 )
+from lora_atelier.training.curation.reasons import Cause, Reason
 from lora_atelier.training.curation.report import report_text, short_text
 from lora_atelier.training.curation.selection import Decision
 from lora_atelier.training.dataset.pictures import ImagePixels
 from lora_atelier.training.dataset.samples import ImageDataset, Problem, Sample
 from lora_atelier.training.errors import AtelierError
 
-KEEP, BLUR = Decision(True, ""), Decision(False, "sharpness rank 9 of 9")
+KEEP = Decision(True, None)
+BLUR = Decision(False, Reason(Cause.SCORE_RANK, {"rank": 9, "count": 9, "score": "sharpness"}))
 A, B, C, D = (letter * 64 for letter in "abcd")
 """Digests."""
 
@@ -127,8 +129,8 @@ def test_named_pictures_follow_the_choice_and_the_others_the_rule() -> None:
     assert [decision.reason for decision in curated.decisions] == [
         DROPPED,
         KEPT,
-        "",
-        "sharpness rank 9 of 9",
+        None,
+        BLUR.reason,
     ]
     assert (curated.unnamed, curated.edited, curated.strangers) == (2, 0, 0)
 
@@ -156,12 +158,13 @@ def test_the_same_content_twice_is_judged_alike() -> None:
 
 def test_no_choice_brings_a_broken_picture_back() -> None:
     broken = Problem("1.png", '"1.png" is damaged')
-    decisions = [KEEP, Decision(False, "broken: it is damaged"), Decision(False, "broken: gone")]
+    damaged = Reason(Cause.BROKEN, {"why": "it is damaged"})
+    decisions = [KEEP, Decision(False, damaged), Decision(False, damaged)]
     gone = Problem("2.png", '"2.png" is gone')
     curated = apply_choice(pictures(3), [A, B, None], decisions, keep(A, B), [broken, gone])
     assert kept_names(curated) == ["0.png"]
     assert curated.dataset.problems == (broken, gone)
-    assert curated.decisions[1].reason == "broken: it is damaged"
+    assert curated.decisions[1].reason == damaged
 
 
 def test_nothing_left_is_refused_with_the_reason() -> None:
@@ -180,8 +183,8 @@ def test_pictures_that_are_not_there_any_more_are_counted() -> None:
 def test_the_text_gives_before_and_after_and_the_reasons() -> None:
     decisions = [
         KEEP,
-        Decision(False, "near duplicate of 0.png"),
-        Decision(False, "near duplicate of 4: rank 3.png"),
+        Decision(False, Reason(Cause.DUPLICATE, {"name": "0.png"})),
+        Decision(False, Reason(Cause.DUPLICATE, {"name": "4: rank 3.png"})),
         BLUR,
         KEEP,
     ]
@@ -195,7 +198,7 @@ def test_the_text_gives_before_and_after_and_the_reasons() -> None:
         "3 not named in choice, so the rule decides about them",
         "1 named in choice are not in this dataset",
     ]
-    assert "- 3.png: sharpness rank 9 of 9" in report_text(pictures(5), curated, choice)
+    assert "- 3.png: rank 9 of 9 by sharpness" in report_text(pictures(5), curated, choice)
 
 
 def test_the_text_says_when_there_is_no_saved_choice() -> None:

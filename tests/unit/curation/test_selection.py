@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from lora_atelier.training.curation.reasons import Cause, Reason
 from lora_atelier.training.curation.scores import DatasetScores, Score
 from lora_atelier.training.curation.selection import Decision, SelectionRule, select
 from lora_atelier.training.dataset.pictures import ImageFile
@@ -48,20 +49,24 @@ def test_what_stays(rule: SelectionRule, left: str) -> None:
 
 def test_the_reasons_name_rank_and_original() -> None:
     rule = SelectionRule(Score.SHARPNESS, 2, drop_duplicates=True, drop_outliers=True)
-    assert select(DATASET, SCORES, rule) == (
-        Decision(False, "near duplicate of c"),
-        Decision(False, "unlike the others"),
-        Decision(True, "sharpness rank 1 of 3"),
-        Decision(True, "sharpness rank 2 of 3"),
-        Decision(False, "near duplicate of d"),
-        Decision(False, "sharpness rank 3 of 3"),
-    )
+    decisions = select(DATASET, SCORES, rule)
+    assert [(keep, str(reason)) for keep, reason in decisions] == [
+        (False, "near duplicate of c"),
+        (False, "unlike the others"),
+        (True, "rank 1 of 3 by sharpness"),
+        (True, "rank 2 of 3 by sharpness"),
+        (False, "near duplicate of d"),
+        (False, "rank 3 of 3 by sharpness"),
+    ]
+    assert decisions[0].reason == Reason(Cause.DUPLICATE, {"name": "c"})
+    in_order = select(DATASET, SCORES, SelectionRule(keep_best=1))
+    assert [str(decision.reason) for decision in in_order[:2]] == ["rank 1 of 6", "rank 2 of 6"]
 
 
 def test_a_broken_picture_is_never_kept_and_leads_no_group() -> None:
     scores = replace(SCORES, problems=(Problem("a", "a: cut short."),))
     decisions = select(DATASET, scores, SelectionRule(drop_duplicates=True))
-    assert decisions[0] == Decision(False, "broken: a: cut short.")
+    assert decisions[0] == Decision(False, Reason(Cause.BROKEN, {"why": "a: cut short."}))
     assert decisions[2].keep
 
 
@@ -71,7 +76,7 @@ def test_only_training_pictures_are_ranked() -> None:
     ]
     decisions = select(DATASET.changed(samples), SCORES, SelectionRule(keep_best=1))
     assert [d.keep for d in decisions] == [True, True, True, False, False, False]
-    assert decisions[0].reason == ""
+    assert decisions[0].reason is None
 
 
 def test_a_score_that_is_not_there_and_scores_of_another_dataset_are_refused() -> None:

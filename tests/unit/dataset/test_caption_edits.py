@@ -357,6 +357,18 @@ def test_without_a_trigger_word_nothing_can_be_absorbed(trigger: str) -> None:
         CaptionEdits(trigger, absorb_above=0.9)
 
 
+def test_those_who_get_the_trigger_word_know_it() -> None:
+    of_class = replace(_dataset("a dog").samples[0], name="r", role=Role.REGULARISATION)
+    named = replace(_dataset("rex, a dog").samples[0], name="n", class_tokens="rex")
+    dataset = ImageDataset((*_dataset("a dog").samples, of_class, named))
+
+    def known(edits: CaptionEdits) -> list[str]:
+        return [sample.class_tokens for sample in edit_captions(dataset, edits).samples]
+
+    assert known(CaptionEdits(class_tokens=" sks dog ")) == ["sks dog", "", "sks dog"]
+    assert known(CaptionEdits(add_tags="fur")) == ["", "", "rex"]
+
+
 def test_edits_come_in_the_order_that_is_written_down() -> None:
     dataset = _dataset("bad cat, cat, red, fur", "fur, signature, cat", "fur, cat, red")
     edits = CaptionEdits(
@@ -468,7 +480,7 @@ def test_captions_stay_with_their_pictures(said, several, data) -> None:
     for sample in dataset.samples:
         original = originals[sample.image]
         number = original.name.removesuffix(".png")
-        assert replace(sample, captions=original.captions) == original
+        assert replace(sample, captions=original.captions, class_tokens="") == original
         assert len(sample.captions) == len(original.captions)
         for k, text in enumerate(sample.captions):
             assert re.findall(r"of \d+ \d+", text) == [f"of {number} {k}"]

@@ -170,6 +170,18 @@ def test_a_trigger_word_stands_in_for_missing_captions(tmp_path: Path) -> None:
     assert _captions(tmp_path, class_tokens="sks fox") == ["sks fox"]
 
 
+def test_a_picture_knows_the_trigger_word_that_it_was_given_or_came_with(tmp_path: Path) -> None:
+    folder = tmp_path / "2_sks dog"
+    for name in ("a.png", "b.png"):
+        _picture(folder / name, None)
+    _picture(folder / "c.png", "a dog asleep")
+    _metadata(folder, {"file_name": "b.png", "text": "rex, a dog", "class_tokens": "rex"})
+    assert [s.class_tokens for s in _load(folder).samples] == ["sks dog", "rex", ""]
+    given = _load(folder, class_tokens=" toby ").samples
+    assert [s.class_tokens for s in given] == ["toby"] * 3
+    assert given[1].captions == ("toby, rex, a dog",)
+
+
 def test_without_caption_file_a_picture_may_be_called_by_its_name(tmp_path: Path) -> None:
     _picture(tmp_path / "red_fox.png", None)
     _picture(tmp_path / "empty.png", "  \n")

@@ -53,7 +53,7 @@ def test_all_that_was_asked_for_is_in_the_samples() -> None:
         role=Role.REGULARISATION,
         loss_weight=0.5,
     ).samples
-    assert sample.captions == ("sks, a fox",)
+    assert (sample.captions, sample.class_tokens) == (("sks, a fox",), "sks")
     assert (sample.num_repeats, sample.role, sample.loss_weight) == (3, Role.REGULARISATION, 0.5)
     assert (sample.source, sample.license) == ("made here", "CC0")
     assert sample.fit == FitOptions((256,)) and not sample.may_be_skipped

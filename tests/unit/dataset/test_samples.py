@@ -133,6 +133,17 @@ def test_sources_and_licences_are_tallied_over_the_pictures() -> None:
     assert dataset.licenses == "CC0"
 
 
+def test_the_trigger_phrase_is_that_of_most_training_pictures() -> None:
+    others = (
+        *(_sample(f"r{i}", role=Role.REGULARISATION, class_tokens="fox") for i in range(5)),
+        *(_sample(f"v{i}", role=Role.VALIDATION, class_tokens="owl") for i in range(5)),
+        *(_sample(f"n{i}") for i in range(5)),
+    )
+    trained = (_sample("a", class_tokens="bear"), *_samples(2, class_tokens="sks fox"))
+    assert ImageDataset((*others, *trained)).trigger_phrase == "sks fox"
+    assert ImageDataset(others).trigger_phrase == ""
+
+
 @pytest.mark.parametrize(
     ("count", "text"), [(1, "0"), (5, "0, 1, 2, 3, 4"), (8, "0, 1, 2, 3, 4 and 3 more")]
 )

@@ -109,6 +109,7 @@ def test_metadata_holds_all_that_is_said_of_a_picture(tmp_path: Path) -> None:
         mask=Mask.ALPHA,
         source="museum",
         license="CC0",
+        class_tokens="bear",
     )
     save_dataset(dataset(plain, full), tmp_path / "to", STOP)
     assert metadata(tmp_path / "to") == [
@@ -121,6 +122,7 @@ def test_metadata_holds_all_that_is_said_of_a_picture(tmp_path: Path) -> None:
             "source": "",
             "license": "",
             "mask": None,
+            "class_tokens": "",
         },
         {
             "file_name": "b/c.png",
@@ -131,6 +133,7 @@ def test_metadata_holds_all_that_is_said_of_a_picture(tmp_path: Path) -> None:
             "source": "museum",
             "license": "CC0",
             "mask": "alpha",
+            "class_tokens": "bear",
         },
     ]
     assert "熊" in (tmp_path / "to" / "metadata.jsonl").read_text("utf-8")
@@ -284,6 +287,7 @@ def said_of(sample: Sample) -> tuple:
         sample.loss_weight,
         sample.source,
         sample.license,
+        sample.class_tokens,
     )
 
 
@@ -305,6 +309,7 @@ def samples(draw: st.DrawFn) -> list[Sample]:
             draw(st.sampled_from([None, Mask.ALPHA, noise(1, 2, 3)])),
             draw(lines),
             draw(lines),
+            class_tokens=draw(lines),
         )
         for name in given
     ]

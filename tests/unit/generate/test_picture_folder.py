@@ -34,7 +34,10 @@ SIZE = (48, 32)
 BASE = Base("fox.safetensors", "d1", (4, 4, 6))
 SPEC = GenerateSpec(seed=5, negative="blurred", guidance=3.5)
 PROMPTS = PromptSet(
-    tuple(Prompt(f"a {n}, flat", f"sks, a {n}", n, n, "flat") for n in ("fox", "cat", "owl", "elk"))
+    tuple(
+        Prompt(f"a {name}, flat", f"sks, a {name}", name, name, "flat", "sks")
+        for name in ("fox", "cat", "owl", "elk")
+    )
 )
 PLANNED = plan(PROMPTS, SPEC, BASE)
 RECORD = partial(record, spec=SPEC, base=BASE, provenance=Provenance(license="MIT"))
@@ -167,6 +170,7 @@ def test_the_dataset_is_what_the_folder_node_reads(folder: Path) -> None:
         assert sample.captions == (picture.prompt.caption,)
         assert (sample.role, sample.license) == (Role.TRAIN, "MIT")
         assert sample.source == "generated with fox.safetensors"
+        assert sample.class_tokens == picture.prompt.class_tokens != ""
         assert sample.image.size == SIZE
         assert sample.fit.resolutions == (72,)
 

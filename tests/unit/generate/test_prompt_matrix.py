@@ -228,6 +228,7 @@ def test_the_caption_has_the_trigger_and_the_painted_subject_and_not_the_style()
     for prompt in made:
         assert prompt.text == f"{prompt.style}, a picture of {prompt.subject}"
         assert prompt.caption == f"flatvec, {prompt.subject}"
+        assert prompt.class_tokens == "flatvec"
         assert prompt.name == prompt.subject.replace(" ", "_")
 
 
