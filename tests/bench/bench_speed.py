@@ -69,7 +69,7 @@ from tiny_training import (  # noqa: E402
     worked_network,
 )
 
-ROUNDS, STEPS, RANK, PICTURES = 5, 4, 8, 4
+STEPS, RANK, PICTURES = 4, 8, 4
 DEVICE = mm.get_torch_device()
 UNET = {
     "image_size": 32,
@@ -385,7 +385,8 @@ def test_steps_against_other_trainers(batch: int, precision: str) -> None:
         "peft": peft_loop(patcher, ours.layers, batch, dtype),
         "native": Native(patcher, batch, precision),
     }
-    seconds, rate = in_turn(peers, dtype, few=("native",) if batch > 1 else ())
+    quick = batch == 1
+    seconds, rate = in_turn(peers, dtype, 15 if quick else 5, few=() if quick else ("native",))
     report(seconds, forward_flops(patcher, batch), rate, f"{precision}, batch {batch}")
 
 
@@ -399,7 +400,7 @@ def test_what_a_node_adds_to_a_step(
         "ours": OurNode(patcher, batch, MixedPrecision.NO),
         "bare": OurAdapters(patcher, batch),
     }
-    seconds, rate = in_turn(peers, torch.float32)
+    seconds, rate = in_turn(peers, torch.float32, 5)
     report(seconds, forward_flops(patcher, batch), rate, f"the node, fp32, batch {batch}")
     share = seconds_of_data(peers["ours"].state.run) / median(seconds["ours"])
     sys.stdout.write(f"  the model waits {share:.2%} of a step for pictures, captions and noise\n")
@@ -412,7 +413,7 @@ def test_compiled_blocks() -> None:
         "ours": Ours(patcher, 1, MixedPrecision.NO),
         "compiled": Ours(patcher, 1, MixedPrecision.NO, compile_blocks=True),
     }
-    seconds, rate = in_turn(peers, torch.float32)
+    seconds, rate = in_turn(peers, torch.float32, 5)
     report(seconds, forward_flops(patcher, 1), rate, "compile_blocks, fp32, batch 1")
 
 
@@ -430,7 +431,7 @@ def seconds_of_data(run: TrainingRun, count: int = 100) -> float:
 
 
 def in_turn(
-    peers: Mapping[str, Peer], dtype: torch.dtype, few: Collection[str] = ()
+    peers: Mapping[str, Peer], dtype: torch.dtype, rounds: int, few: Collection[str] = ()
 ) -> tuple[dict[str, list[float]], float]:
     """(seconds of a step in each round, the best rate of a matrix product).
 
@@ -439,7 +440,7 @@ def in_turn(
     """
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     rates = []
-    for round_number in range(ROUNDS + 1):
+    for round_number in range(rounds + 1):
         for name, peer in peers.items():
             taken = peer.steps(2 if name in few else STEPS)
             if round_number > 0:  # the first warms up
