@@ -50,3 +50,14 @@ def test_a_rotation_has_the_numbers_of_the_kernel_and_a_backward(name: str) -> N
     torch.testing.assert_close(rotated, kernel)
     rotated.square().sum().backward()
     torch.testing.assert_close(x.grad, 2 * x.detach())  # a rotation keeps the length
+
+
+def test_no_block_is_fetched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefetch = pytest.importorskip("comfy.model_prefetch", reason="a host that fetches nothing")
+    monkeypatch.setattr(mm, "NUM_STREAMS", 2)  # as with CUDA, of which nothing is called here
+    asked = [object()], torch.device("cuda"), {"prefetch_dynamic_vbars": True}
+    usual = prefetch.make_prefetch_queue
+    assert usual(*asked) == [None, *asked[0], None]
+    with predicting(HostDiffusionModel(FAMILIES["flux"].patcher())):
+        assert prefetch.make_prefetch_queue(*asked) is None
+    assert prefetch.make_prefetch_queue is usual

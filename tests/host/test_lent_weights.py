@@ -106,6 +106,17 @@ class Packed(comfy.ops.manual_cast.Linear):
         return nn.functional.linear(x, *self.cast_bias_weight(x))
 
 
+class Buffered(Packed):
+    """With a buffer of its own, as the host has them for weights that it brings from RAM."""
+
+    buffer: Tensor | None = None
+
+    def cast_bias_weight(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        numbers, bias = super().cast_bias_weight(like)
+        self.buffer = torch.empty_like(numbers) if self.buffer is None else self.buffer
+        return self.buffer.copy_(numbers), bias
+
+
 # (a layer, how far its forward may be from ours and ours from the unpacked weight). Bitsandbytes
 # and the host quantise the input of 8-bit layers, too, which ours does not: 1/254 of the largest
 # number.
@@ -163,6 +174,17 @@ def test_a_layer_is_lent_in_the_type_that_is_asked_for(kind: str, dtype: torch.d
     y = FrozenLayer(layer, lend_weights)(x.to(dtype))
     assert y.dtype is dtype
     assert error(y.float(), FrozenLayer(layer, lend_weights)(x)) < 0.02
+
+
+def test_a_buffer_that_sampling_has_made_can_be_lent_from() -> None:
+    """Between two steps a preview is drawn, in inference mode."""
+    layer, x = Buffered(), normal(4, 3, IN).requires_grad_()
+    with torch.inference_mode():
+        expected = layer(x)
+    y = FrozenLayer(layer, lend_weights)(x)
+    y.sum().backward()
+    assert error(y.detach(), expected) < 1e-5
+    assert error(x.grad, Packed().cast_bias_weight(x.detach())[0].sum(0)) < 1e-5
 
 
 def test_an_8_bit_weight_without_its_scales_is_refused() -> None:

@@ -37,7 +37,7 @@ from ..objective.objective import ObjectiveSpec, require_possible
 from ..runs.examples import Conditioning
 from ..runs.run import Predict
 from .base_facts import was_compared
-from .kernels import differentiable_kernels, stream_kept
+from .kernels import differentiable_kernels, nothing_fetched_ahead, stream_kept
 from .lent_weights import lend_weights
 from .lora_keys import existing_layers, file_names
 from .text_encoder import HostTextEncoder
@@ -200,6 +200,7 @@ class HostDiffusionModel:
         base = self.patcher.model
         with ExitStack() as undo:
             undo.enter_context(differentiable_kernels())
+            undo.enter_context(nothing_fetched_ahead())
             undo.enter_context(stream_kept(base.diffusion_model))
             undo.enter_context(_attribute(base, "manual_cast_dtype", dtype))
             raw = _raw_prediction(base.model_sampling)

@@ -41,6 +41,27 @@ def differentiable_kernels() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def nothing_fetched_ahead() -> Iterator[None]:
+    """Inside, the host brings a layer's weights when they are asked for, and not a block before.
+
+    Newer hosts with CUDA copy the weights of the next block into memory and pinned buffers that
+    stay with its modules. Training lends small weights (norms) in another type, which must not get
+    there: sampling would take their bytes for the old type later.
+    """
+    try:
+        prefetch = importlib.import_module("comfy.model_prefetch")
+    except ModuleNotFoundError:  # an older host
+        yield
+        return
+    usual = prefetch.make_prefetch_queue
+    prefetch.make_prefetch_queue = lambda *_, **__: None  # as where there is nothing to fetch
+    try:
+        yield
+    finally:
+        prefetch.make_prefetch_queue = usual
+
+
 def _in_pytorch(kitchen: ModuleType) -> ModuleType:
     """The same module, its kernels replaced by their definitions where it has those."""
     plain = ModuleType(kitchen.__name__)  # a module, since torch.compile looks through it

@@ -11,8 +11,9 @@ layer at a time. Beside the host's own types there are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import comfy.ops
 import torch
@@ -33,27 +34,39 @@ def lend_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tenso
     Raises:
         AtelierError: the weight is an 8-bit one without its scales.
     """
+    # As in sampling: hosts have buffers for weights that they bring from RAM, and one that was made
+    # in inference mode, for a preview, can be written in no other.
+    with torch.inference_mode():
+        weight, bias, give_back = _borrowed(layer, like)
+    try:
+        yield weight, bias
+    finally:
+        give_back()
+
+
+def _borrowed(layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None, Callable[[], None]]:
+    """(weight, bias, what to call when they are not used any more)."""
     if hasattr(layer, "cast_bias_weight"):
         weight, bias, *_ = layer.cast_bias_weight(like)
-        yield weight, bias
-        return
+        return weight, bias, _nothing
     if not hasattr(layer, "comfy_cast_weights") or _by_bitsandbytes(layer):
-        yield unpacked(layer, like), None if layer.bias is None else layer.bias.to(like)
-        return
+        bias = None if layer.bias is None else layer.bias.to(like)
+        return unpacked(layer, like), bias, _nothing
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    give_back = partial(comfy.ops.uncast_bias_weight, layer, weight, bias, stream)
     scale = getattr(layer, "scale_weight", None)  # scaled fp8: the host applies it in its forward
-    if isinstance(weight, QUANTISED):  # as it is stored: newer hosts multiply with it directly
-        weight = weight.dequantize()
-    plain = weight.to(like)  # it comes in a type of its own choice
+    plain = weight.dequantize() if isinstance(weight, QUANTISED) else weight
+    plain = plain.to(like)  # it comes in a type of its own choice
     if scale is not None:
         plain = plain * scale.to(plain)
     smoothing = getattr(layer, "pre_quant_scale", None)
     if smoothing is not None:
         plain = plain * smoothing.to(plain)
-    try:
-        yield plain, bias
-    finally:
-        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    return plain, bias, give_back
+
+
+def _nothing() -> None:
+    """Where the host need not be told."""
 
 
 def copies_made(layer: nn.Module, like: Tensor) -> int:
