@@ -47,8 +47,8 @@ function show(node, session) {
   if (panel.session !== session) panel.show(session);
   else panel.refresh();
   if (panel.minHeight !== height) {
-    const grown = Math.max(node.size[1] + panel.minHeight - height, node.computeSize()[1]);
-    node.setSize([node.size[0], grown]);
+    // Not by the difference: a node from a saved graph or another tab has its room already.
+    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
   }
   node.setDirtyCanvas?.(true, true);
 }

@@ -33,8 +33,8 @@ function show(node, run) {
   const height = panel.minHeight;
   panel.show(run);
   if (panel.minHeight !== height) {
-    const grown = Math.max(node.size[1] + panel.minHeight - height, node.computeSize()[1]);
-    node.setSize([node.size[0], grown]);
+    // Not by the difference: a node from a saved graph or another tab has its room already.
+    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
   }
   node.setDirtyCanvas?.(true, true);
 }

@@ -34,6 +34,7 @@ STATE = """path => {
         losses: run.points.loss?.mean ?? [], messages: run.messages,
     };
 }"""
+HEIGHT = "id => app.graph.getNodeById(id).size[1]"
 PANEL = ".atelier-monitor"
 PICTURE = """() => {
     const canvas = document.querySelector('.atelier-plot canvas');
@@ -219,6 +220,7 @@ def test_a_reload_restores_the_chart_and_a_second_tab_follows(graph: Graph) -> N
     graph.press("Pause")
     held = graph.wait("run.status === 'paused'")
     saved_graph = graph.frontend.run("() => app.graph.serialize()")
+    height = graph.frontend.run(HEIGHT, TRAIN)
     graph.page.reload(wait_until="domcontentloaded")
     graph.page.wait_for_function("() => window.app?.graph?._nodes?.length", timeout=240 * SECONDS)
     assert graph.wait("run.steps.length") == held
@@ -230,6 +232,7 @@ def test_a_reload_restores_the_chart_and_a_second_tab_follows(graph: Graph) -> N
         page.evaluate("async graph => { await app.loadGraphData(graph) }", saved_graph)
         page.wait_for_function(f"path => ({STATE})(path)?.steps.length", arg=TRAIN)
         assert page.evaluate(STATE, TRAIN) == held
+        assert page.evaluate(HEIGHT, TRAIN) == height
         graph.page.bring_to_front()
         graph.look()
         graph.press("Continue")
