@@ -2,8 +2,6 @@
 
 import { app } from "../../scripts/app.js";
 
-const NO_ID = "00000000-0000-0000-0000-000000000000"; // a graph gets one when it is saved or reloaded
-
 export const root = () => app.rootGraph ?? app.graph;
 
 /** The node with an id such as "12:7": node 7 in the graph of the subgraph node 12. */
@@ -31,7 +29,7 @@ export function* allNodes(graph) {
 export function newestOf(known, isWanted) {
   const found = new Map();
   for (const { id, node, workflow } of known) {
-    if (workflow && workflow !== NO_ID && workflow !== root()?.id) continue; // of another graph
+    if (workflow && workflow !== root()?.id) continue; // of another graph
     const target = findNode(node);
     if (target && isWanted(target) && !found.has(target)) found.set(target, id);
   }

@@ -254,6 +254,7 @@ def test_another_workflow_does_not_show_the_run(graph: Graph) -> None:
     graph.queue()
     graph.wait("run.step > 3")
     other = graph.frontend.run("() => app.graph.serialize()")
+    assert other["id"].strip("0-") != ""
     other["id"] = "11111111-2222-3333-4444-555555555555"
     graph.frontend.run("async graph => { await app.loadGraphData(graph) }", other)
     graph.page.wait_for_timeout(2 * SECONDS)

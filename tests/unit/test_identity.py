@@ -101,14 +101,14 @@ def test_whatever_is_said_of_a_picture_counts(name: str) -> None:
     assert digest(replace(SAMPLE, **{name: CHANGES[name]})) != digest(SAMPLE)
 
 
-@pytest.mark.parametrize("name", ["source", "license"])
-def test_where_a_picture_comes_from_does_not(name: str) -> None:
+@pytest.mark.parametrize("name", ["source", "license", "class_tokens"])
+def test_what_only_the_file_tells_does_not(name: str) -> None:
     assert digest(replace(SAMPLE, **{name: "x"})) == digest(SAMPLE)
 
 
 def test_every_field_of_a_sample_is_looked_at() -> None:
     """A new field would have to be told apart, or be named here as one without effect."""
-    known = {*CHANGES, "image", "source", "license", "may_be_skipped"}
+    known = {*CHANGES, "image", "source", "license", "class_tokens", "may_be_skipped"}
     assert {f.name for f in fields(Sample)} == known
 
 
