@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from comfy_modules import make_importable
 from host import HostServer
@@ -27,6 +28,13 @@ LONGEST = (
     "tests/host/test_every_widget.py",
     "tests/e2e/test_cancel.py",
 )
+
+
+# A busy machine is no failure.
+settings.register_profile(
+    "untimed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("untimed")
 
 
 def _name_the_pack() -> None:
